@@ -1,0 +1,47 @@
+# make demo | test | test-slow | bench | lint. Each sets up its own virtual environment
+# first: .venv for the default Python, .venv-3.13 for `make test PYTHON=python3.13`.
+# `make bench PEER=DIR` also measures the checkout of minimal-LRU in DIR.
+
+PYTHON ?= python3
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell \
+	$(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'))
+RUN := $(VENV)/bin/python -m
+PIP := $(RUN) pip install --quiet --constraint .ci/constraints.txt
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install demo test test-slow bench lint format clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	$(PIP) --editable '.[experiments]' --group dev
+	touch $@
+
+demo: install
+	$(RUN) experiments.main --config=configs/digits.py --workdir=runs/demo/digits
+	$(RUN) experiments.main --config=configs/lra/listops.py:lru,tiny \
+		--workdir=runs/demo/listops
+	$(RUN) experiments.report runs/demo --out=runs/demo
+
+test: install
+	$(RUN) pytest -m "not slow"
+
+test-slow: install
+	$(RUN) pytest -m slow
+
+bench: install
+	$(RUN) benchmarks.run $(if $(PEER),--peer $(PEER))
+
+lint: install
+	$(RUN) ruff check
+	$(RUN) ruff format --check
+	$(RUN) mypy
+
+format: install
+	$(RUN) ruff check --fix
+	$(RUN) ruff format
+
+clean:
+	rm -rf .venv* .cache .mypy_cache .pytest_cache .ruff_cache dist

@@ -1,0 +1,1 @@
+"""Device kernels. Arrays in, arrays out; this package imports `jax` only."""

@@ -1,0 +1,23 @@
+"""Recurrent and state-space sequence models in JAX.
+
+`ssm.ops` has pure functions on arrays, `ssm.layers` Flax NNX layers, `ssm.blocks` and
+`ssm.models` what is built of them. The layers and models are re-exported here.
+"""
+
+from ssm import blocks, layers, models, ops, param_groups
+from ssm.layers import LRU, Bidirectional
+from ssm.models import LanguageModel, SequenceClassifier
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LRU",
+    "Bidirectional",
+    "LanguageModel",
+    "SequenceClassifier",
+    "blocks",
+    "layers",
+    "models",
+    "ops",
+    "param_groups",
+]

@@ -1,0 +1,86 @@
+"""What every sequence layer has in common."""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+Carry = Any
+"""The state that a layer hands from one chunk of a sequence to the next: a pytree of
+arrays of fixed shapes and dtypes."""
+
+
+class Stepping:
+    """Gives a module that runs in chunks a `step`: the chunk of one time step."""
+
+    def step(
+        self, x_t: jax.Array, carry: Carry, *, reset: jax.Array | None = None
+    ) -> tuple[jax.Array, Carry]:
+        """One time step: x_t (B, ...), reset (B,) bool -> y_t (B, ...), carry."""
+        reset = None if reset is None else reset[:, None]
+        y, carry = self(x_t[:, None], carry, reset=reset)  # type: ignore[operator]
+        return y[:, 0], carry
+
+
+class SequenceLayer(Stepping, nnx.Module):
+    """A map of sequences to sequences that can be run whole, in chunks or in steps.
+
+        y, carry = layer(x, carry=None, *, reset=None)
+
+    x (B, T, D) -> y (B, T, D). The law of every causal layer, in values and gradients:
+    the whole sequence = any split into chunks with the carry passed on = step by step;
+    and packed documents, with `reset` (B, T) bool True at the first step of each, = the
+    documents one by one.
+
+    Attributes:
+      causal: False for layers that look ahead. They take no carry and return None.
+      recurrence_parameters: names of the parameters that decide the dynamics and want a
+        smaller learning rate and no weight decay (see `ssm.param_groups`).
+    """
+
+    causal: bool = True
+    recurrence_parameters: ClassVar[tuple[str, ...]] = ()
+
+    def __call__(
+        self, x: jax.Array, carry: Carry = None, *, reset: jax.Array | None = None
+    ) -> tuple[jax.Array, Carry]:
+        raise NotImplementedError
+
+    def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:
+        """The carry before the first step. Only full attention needs `max_length`."""
+        raise NotImplementedError
+
+
+def recurrence_dtype(param_dtype: DTypeLike) -> jnp.dtype:
+    """`param_dtype`, but never narrower than float32: rounding a decay ruins it."""
+    dtype = jnp.dtype(param_dtype)
+    return jnp.dtype(jnp.float32) if dtype.itemsize < 4 else dtype
+
+
+def document_ends(reset: jax.Array | None) -> jax.Array | None:
+    """Where documents end, given where they start: what a backward scan resets at.
+
+    Shape (B, T) bool -> (B, T) bool: shifted left by one, the last step True.
+    """
+    if reset is None:
+        return None
+    return jnp.concatenate([reset[:, 1:], jnp.ones_like(reset[:, :1])], axis=1)
+
+
+def check_input(layer: nnx.Module, x: jax.Array, width: int) -> None:
+    """Raises ValueError unless x is (B, T, width) and floating."""
+    name = type(layer).__name__
+    if x.ndim != 3 or x.shape[-1] != width:
+        raise ValueError(f"{name}: x has shape {x.shape}, wanted (B, T, {width})")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name}: x has dtype {x.dtype}, wanted real floating")
+
+
+def refuse_carry(layer: nnx.Module) -> ValueError:
+    """The error of a layer that looks ahead and is asked to run in chunks or steps."""
+    return ValueError(
+        f"{type(layer).__name__} looks at the whole sequence, so it has no carry: "
+        "call it once on whole sequences, with carry=None"
+    )

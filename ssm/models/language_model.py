@@ -1,0 +1,84 @@
+"""Tokens to the logits of tokens."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ssm.layers.base import Carry, Stepping
+from ssm.models.encoder import encode
+from ssm.models.stack import MakeBlock, Stack
+
+
+class LanguageModel(Stepping, nnx.Module):
+    """Embedding, blocks, norm, linear map to the logits of every position.
+
+        logits, carry = model(tokens, carry=None, *, reset=None, key=None)
+
+    Shapes: tokens (B, T) int, reset (B, T) bool -> logits (B, T, n_outputs) float32. A
+    causal model may be run whole, in chunks with the carry passed on, or in steps:
+    `logits_t, carry = model.step(tokens_t, carry)` with tokens_t (B,).
+
+    Args:
+      make_block: builds one block, see `Stack`.
+      n_layers, d_model, vocab_size: sizes.
+      n_outputs: number of logits; None is vocab_size.
+      tied: use the embedding as the output map (then n_outputs must be vocab_size).
+      final_norm: a layer norm before the output map.
+      scan_layers, remat: see `Stack`.
+      dtype, param_dtype: of the computation and of the parameters.
+
+    Dropout happens if a PRNG `key` is given, and only then. `train` as in
+    `SequenceClassifier`.
+    """
+
+    def __init__(
+        self,
+        make_block: MakeBlock,
+        *,
+        n_layers: int,
+        d_model: int,
+        vocab_size: int,
+        n_outputs: int | None = None,
+        tied: bool = False,
+        final_norm: bool = True,
+        scan_layers: bool = False,
+        remat: bool = False,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        n_outputs = vocab_size if n_outputs is None else n_outputs
+        if tied and n_outputs != vocab_size:
+            raise ValueError(
+                f"n_outputs={n_outputs} with tied=True, "
+                f"wanted {vocab_size} = vocab_size"
+            )
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.encoder = nnx.Embed(vocab_size, d_model, rngs=rngs, **types)
+        self.stack = Stack(
+            make_block, n_layers, scan_layers=scan_layers, remat=remat, rngs=rngs
+        )
+        self.norm = nnx.LayerNorm(d_model, rngs=rngs, **types) if final_norm else None
+        self.head = None if tied else nnx.Linear(d_model, n_outputs, rngs=rngs, **types)
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        carry: Carry = None,
+        *,
+        reset: jax.Array | None = None,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, Carry]:
+        x = encode(self.encoder, tokens)
+        x, carry = self.stack(x, carry, reset=reset, key=key, train=train)
+        if self.norm is not None:
+            x = self.norm(x)
+        logits = self.encoder.attend(x) if self.head is None else self.head(x)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), carry
+
+    def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:
+        return self.stack.init_carry(batch_size, max_length=max_length)

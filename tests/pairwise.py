@@ -1,0 +1,42 @@
+"""A small subset of a big grid that still has every pair of values."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def pairwise(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Rows of `grid` such that any two values of two keys occur together in one.
+
+    Greedy and deterministic: each row starts with an uncovered pair and takes, key by
+    key, the value that covers most new ones.
+    """
+    names = list(grid)
+    open_pairs = {
+        (i, j, v, w)
+        for i, j in itertools.combinations(range(len(names)), 2)
+        for v in range(len(grid[names[i]]))
+        for w in range(len(grid[names[j]]))
+    }
+    rows = []
+    while open_pairs:
+        i, j, v, w = min(open_pairs)
+        row = {i: v, j: w}
+        for k in range(len(names)):
+            if k not in row:
+                row[k] = max(
+                    range(len(grid[names[k]])),
+                    key=lambda value, k=k: sum(
+                        pair(k, value, other, row[other]) in open_pairs for other in row
+                    ),
+                )
+        open_pairs -= {
+            pair(a, row[a], b, row[b])
+            for a, b in itertools.combinations(range(len(names)), 2)
+        }
+        rows.append({name: grid[name][row[k]] for k, name in enumerate(names)})
+    return rows
+
+
+def pair(i: int, v: int, j: int, w: int) -> tuple[int, int, int, int]:
+    return (i, j, v, w) if i < j else (j, i, w, v)

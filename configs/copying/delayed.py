@@ -1,0 +1,51 @@
+"""Delayed copy: ten symbols, said again after 200 blanks.
+
+    python -m experiments.main --config=configs/copying/delayed.py:lru --workdir=DIR
+
+The form is that of Arjovsky et al. 2016 (1511.06464), with fresh sequences at every
+step; `--config.task.form=` takes the others (urnn, tcn, s4, s4_reverse, s4_lag), which
+experiments/tasks/delayed_copy.py describes. Accuracy counts the ten answers alone:
+0.125 by chance.
+"""
+
+import math
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config(variant: str = "lru") -> ConfigDict:
+    """Return the config of a variant; there is one family, `lru`."""
+    base.parse_variant(variant, families=("lru",))
+    config = base.get_config(
+        task={
+            "name": "delayed_copy",
+            "form": "urnn",
+            "n_data": 10,  # symbols to remember
+            "delay": 200,  # positions
+            "n_symbols": 8,  # kinds
+            "eval_size": 2_048,  # rows of the validation and of the test set
+        },
+        mixer={
+            "name": "lru",
+            "d_state": 256,
+            "r_min": 0.99,
+            "r_max": 0.9999,
+            "max_phase": math.tau,
+            "bidirectional": False,
+        },
+    )
+    config.model.d_model = 64
+    config.model.n_layers = 1
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_fraction = 0.0
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.recurrence_factor = 1.0
+    config.optimizer.weight_decay = 0.0
+    config.train.steps = 500
+    config.train.batch_size = 64
+    config.evaluate.every_steps = 100
+    config.evaluate.batch_size = 256
+    config.checkpoint.every_steps = 100
+    return config

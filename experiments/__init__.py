@@ -1,0 +1,1 @@
+"""The runner: one program that trains, evaluates and reports."""

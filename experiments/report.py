@@ -1,0 +1,262 @@
+"""Tables and curves of finished and unfinished runs, read from their directories.
+
+python -m experiments.report DIR [DIR ...] [--out=DIR]
+
+prints a Markdown table and writes `figures/TASK.png` into --out, or the first DIR. Runs
+are averaged if only their seeds differ: in their configs, in the provenance and in the
+checksum of their data. A run that stayed at chance is averaged in, and counted.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.config import config_hash, flatten
+from experiments.errors import UserError
+from experiments.workdir import Workdir
+
+COLUMNS = (
+    "task",
+    "variant",
+    "config",
+    "test metric",
+    "test at best validation, %",
+    "seeds",
+    "failed",
+    "provenance",
+    "selection",
+    "parameters",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run's directory, read."""
+
+    path: Path
+    seed: int
+    task: str
+    variant: str
+    config: str  # hash of the config without its seed
+    provenance: str
+    data_checksum: str
+    result: dict[str, Any] | None  # None: unfinished
+
+    def group(self) -> tuple[str, ...]:
+        """Return what must be equal for two runs to be averaged."""
+        return (self.task, self.config, self.provenance, self.data_checksum)
+
+    def score(self) -> float:
+        """Return the test metric at the step that validation chose."""
+        assert self.result is not None
+        return self.result["best"]["test"][self.result["metric"]]
+
+    def failed(self) -> bool:
+        """Whether it is unfinished, or within 3 standard errors of chance.
+
+        Chance is what needs no input: a uniform guess, or the commonest class.
+        """
+        if self.result is None:
+            return True
+        points = self.result["reference_points"]
+        chance = max(points.get(name, 0.0) for name in ("chance", "majority class"))
+        trials = self.result["best"]["test"]["weights"][self.result["metric"]]
+        return self.score() <= chance + 3 * math.sqrt(chance * (1 - chance) / trials)
+
+
+def find_runs(directories: Iterable[Path]) -> list[Run]:
+    """Return the runs in and below the directories, in the order of their paths.
+
+    Raises:
+      UserError: there are none.
+    """
+    paths = {
+        path.parent.resolve()
+        for directory in directories
+        for path in directory.rglob("config.json")
+    }
+    runs = [run for path in sorted(paths) if (run := read_run(path)) is not None]
+    if not runs:
+        raise UserError("no runs found: name directories that training wrote")
+    return runs
+
+
+def read_run(path: Path) -> Run | None:
+    """Return the run of a directory; None if it has not begun, or is no run's."""
+    workdir = Workdir(path)
+    description = workdir.read("config.json")
+    environment = workdir.read("environment.json")
+    if environment is None or description is None or "config" not in description:
+        return None
+    config = flatten(description["config"])
+    return Run(
+        path=path,
+        seed=config.pop("seed"),
+        task=environment["task"],
+        variant=description["variant"],
+        config=config_hash(config)[:8],
+        provenance=environment["provenance"],
+        data_checksum=environment["data_checksum"],
+        result=workdir.read("result.json"),
+    )
+
+
+def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
+    """Return groups that differ in their seeds only, one run a seed.
+
+    A seed that was run twice counts once, and a finished run goes before others.
+    """
+    groups: dict[tuple[str, ...], dict[int, Run]] = defaultdict(dict)
+    for run in sorted(runs, key=lambda run: (run.result is None, run.path)):
+        groups[run.group()].setdefault(run.seed, run)
+    return [
+        sorted(groups[key].values(), key=lambda run: run.seed) for key in sorted(groups)
+    ]
+
+
+def table(groups: Sequence[Sequence[Run]]) -> str:
+    """Return the Markdown table, one row a group, with reference points below it."""
+    lines = [_row(COLUMNS), _row(["---"] * len(COLUMNS))]
+    references: dict[str, str] = {}
+    for runs in groups:
+        run = runs[0]
+        finished = [run for run in runs if run.result is not None]
+        scores = [100 * run.score() for run in finished]
+        score = f"{statistics.mean(scores):.2f}" if scores else "none finished"
+        if len(scores) > 1:
+            score += f" ± {statistics.stdev(scores):.2f}"
+        result = finished[0].result if finished else None
+        lines.append(
+            _row(
+                [
+                    run.task,
+                    run.variant,
+                    run.config,
+                    result["metric"] if result else "",
+                    score,
+                    str(len(finished)),
+                    str(sum(run.failed() for run in runs)),
+                    run.provenance,
+                    result["selection"] if result else "",
+                    f"{result['parameter_count']:,}" if result else "",
+                ]
+            )
+        )
+        if result:
+            points = result["reference_points"]
+            names = sorted(points, key=points.__getitem__)
+            references[run.task] = ", ".join(
+                f"{n} {100 * points[n]:.1f}" for n in names
+            )
+    lines.append("")
+    lines += [f"Reference points, {task}: {text}" for task, text in references.items()]
+    lines.append(
+        "± is the sample standard deviation. Failed: unfinished, or at chance (those "
+        "are in the mean)."
+    )
+    return "\n".join(lines)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def draw(groups: Sequence[Sequence[Run]], path: Path) -> None:
+    """Draw the training loss and the validation metric of the groups of one task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    metric = "accuracy"
+    references: dict[str, float] = {}
+    for index, group in enumerate(groups):
+        for run in group:
+            label = f"{run.variant} ({run.config})" if run is group[0] else None
+            style = {"color": f"C{index}", "label": label, "linewidth": 1.2}
+            if run.result is not None:
+                metric = run.result["metric"]
+                references = run.result["reference_points"]
+            left.plot(*_curve(run.path, "train/loss"), **style)
+            right.plot(*_curve(run.path, f"validation/{metric}"), **style, marker=".")
+    for name, value in references.items():
+        right.axhline(value, color="grey", linestyle=":", linewidth=1)
+        right.annotate(
+            name,
+            (0.01, value),
+            xycoords=("axes fraction", "data"),
+            fontsize=8,
+            color="grey",
+            va="bottom",
+        )
+    left.set(xlabel="step", ylabel="training loss, nats", title=groups[0][0].task)
+    right.set(xlabel="step", ylabel=f"validation {metric}")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _curve(path: Path, name: str) -> tuple[list[int], list[float]]:
+    """Return the steps and values of a metric; a torn last line is left out."""
+    file = Workdir(path).metrics
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    points = [point for line in lines if name in (point := json.loads(line))]
+    return [point["step"] for point in points], [point[name] for point in points]
+
+
+def describe(result: dict[str, Any]) -> str:
+    """Return a small table: a run's result among the reference points of its task."""
+    metric, best, last = result["metric"], result["best"], result["last"]
+    rows = {
+        f"test at best validation (step {best['step']})": best["test"][metric],
+        f"test at last step ({last['step']})": last["test"][metric],
+    } | result["reference_points"]
+    width = max(map(len, rows))
+    lines = [f"{result['task']} {result['variant']}, seed {result['seed']}: {metric}"]
+    lines += [
+        f"  {name:{width}}  {value:.4f}"
+        for name, value in sorted(rows.items(), key=lambda row: -row[1])
+    ]
+    lines.append(
+        f"  {best['test']['examples']} test examples, {result['provenance']} data; "
+        f"{result['parameter_count']:,} parameters; "
+        f"{result['elapsed_seconds']:.0f} s for {result['steps_done']} of "
+        f"{result['steps']} steps"
+    )
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table and write the figures; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.report")
+    parser.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    parser.add_argument("--out", type=Path, metavar="DIR")
+    arguments = parser.parse_args(argv)
+    try:
+        runs = find_runs(arguments.directories)
+    except UserError as error:
+        print("error:", error, file=sys.stderr)
+        return 1
+    groups = group_runs(runs)
+    print(table(groups))
+    out = arguments.out or arguments.directories[0]
+    for task in sorted({run.task for run in runs}):
+        path = out / "figures" / f"{task}.png"
+        draw([group for group in groups if group[0].task == task], path)
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""What is learnt: the rows of a task, its loss, and the numbers to compare with."""

@@ -1,0 +1,123 @@
+"""What the runner knows about a task."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.data.builders import DamagedError, remove
+from experiments.data.order import training_rows
+
+Batch = dict[str, Any]  # of arrays with the batch as their leading axis
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight)
+Model = Callable[..., Any]
+
+
+class Task(abc.ABC):
+    """Rows of data, the loss on them, and the numbers to compare a result with.
+
+    Every batch is a pure function of its arguments, and the same on every process. Its
+    entry `weight` (B,) float32 is 1 for a row that counts and 0 for padding.
+    """
+
+    name: ClassVar[str]
+    model_kind: ClassVar[Literal["classifier", "language_model"]]
+    selection_metric: ClassVar[str] = "accuracy"  # larger is better
+
+    provenance: str  # "official archive" | "regenerated" | "stand-in" | "synthetic"
+    model_kwargs: dict[str, int]  # what the task fixes of its model
+    checksum: str  # SHA-256 of the data, or of what generates it
+    reference_points: dict[str, float]  # chance and milestones
+
+    @classmethod
+    def prepare(cls, **arguments: Any) -> Self:
+        """Return the task, its files made anew if they are missing or damaged.
+
+        The arguments are those of the constructor, which makes missing ones as well.
+        """
+        try:
+            return cls(**arguments)
+        except DamagedError as damaged:
+            remove(damaged.folder)
+            return cls(**arguments)
+
+    @abc.abstractmethod
+    def train_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        """Return the whole batch of a step."""
+
+    @abc.abstractmethod
+    def eval_size(self, split: str) -> int:
+        """Return the number of rows of "validation" or "test"."""
+
+    @abc.abstractmethod
+    def eval_batch(self, split: str, indices: np.ndarray) -> Batch:
+        """Return these rows of "validation" or "test"."""
+
+    @abc.abstractmethod
+    def loss(
+        self,
+        model: Model,
+        batch: Batch,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, jax.Array, Sums]:
+        """Return the sum of the loss, its weight, and the sums of all metrics.
+
+        The metrics hold "loss", cross-entropy in nats, and "accuracy".
+        """
+
+
+class TableTask(Task):
+    """A task whose splits are finite tables, trained on in shuffled epochs."""
+
+    @abc.abstractmethod
+    def size(self, split: str) -> int:
+        """Return the number of rows of "train", "validation" or "test"."""
+
+    @abc.abstractmethod
+    def batch(self, split: str, indices: np.ndarray) -> Batch:
+        """Return these rows."""
+
+    def train_batch(self, seed: int, step: int, batch_size: int) -> Batch:
+        rows = training_rows(self.size("train"), seed, step, batch_size)
+        return self.batch("train", rows)
+
+    def eval_size(self, split: str) -> int:
+        return self.size(split)
+
+    def eval_batch(self, split: str, indices: np.ndarray) -> Batch:
+        return self.batch(split, indices)
+
+
+def classification_sums(
+    logits: jax.Array, labels: jax.Array, weight: jax.Array
+) -> tuple[jax.Array, jax.Array, Sums]:
+    """Return what `Task.loss` does, for one label a row.
+
+    Shapes: logits (B, classes), labels (B,) integer, weight (B,).
+    """
+    labels = labels.astype(jnp.int32)
+    loss = optax.softmax_cross_entropy_with_integer_labels(
+        logits.astype(jnp.float32), labels
+    )
+    correct = logits.argmax(-1) == labels
+    total = weight.sum()
+    loss_sum = (loss * weight).sum()
+    accuracy = (correct * weight).sum()
+    return loss_sum, total, {"loss": (loss_sum, total), "accuracy": (accuracy, total)}
+
+
+def majority_share(labels: np.ndarray) -> float:
+    """Return the accuracy of the best constant answer."""
+    return float(np.bincount(labels).max() / len(labels))
+
+
+def refuse_source(task: str, source: str) -> None:
+    """Raise ValueError if files are named for a task that reads none."""
+    if source:
+        raise ValueError(f"data.source={source!r}, but {task} reads no files")

@@ -26,10 +26,10 @@ demo: install
 	$(RUN) experiments.report runs/demo --out=runs/demo
 
 test: install
-	$(RUN) pytest -m "not slow"
+	$(RUN) pytest -m "not slow" --numprocesses=2
 
 test-slow: install
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m slow --numprocesses=2
 
 bench: install
 	$(RUN) benchmarks.run $(if $(PEER),--peer $(PEER))

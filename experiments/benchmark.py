@@ -23,7 +23,7 @@ MAX_ROUND_STEPS = 1000
 
 
 def benchmark(config: ConfigDict) -> dict[str, float | None]:
-    """Time a config's training step; return milliseconds, seconds and bytes.
+    """Time a config's training step; return what took how long.
 
     `bare_ms`: the jitted step on one batch that stays on the device. `loop_ms`: the
     training loop, with batches built, placed and fetched, metrics written and shown,
@@ -67,7 +67,7 @@ def benchmark(config: ConfigDict) -> dict[str, float | None]:
         "overhead_ms": loop - bare,
         "examples_per_second": 1e3 * config.train.batch_size / loop,
         "compile_seconds": compile_seconds,
-        "peak_bytes": _peak_bytes(compiled),
+        "peak_mib": _peak_mib(compiled),
     }
 
 
@@ -88,11 +88,11 @@ def _loop(program: Program) -> Iterator[Training]:
         )
 
 
-def _peak_bytes(compiled: Any) -> float | None:
+def _peak_mib(compiled: Any) -> float | None:
     """Ask the device, or else the compiler what the step alone needs."""
     stats = jax.local_devices()[0].memory_stats()
     if stats:
-        return stats["peak_bytes_in_use"]
+        return stats["peak_bytes_in_use"] / 2**20
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None
@@ -101,7 +101,7 @@ def _peak_bytes(compiled: Any) -> float | None:
         + analysis.output_size_in_bytes
         + analysis.temp_size_in_bytes
         - analysis.alias_size_in_bytes
-    )
+    ) / 2**20
 
 
 def describe(result: dict[str, float | None]) -> str:
@@ -112,7 +112,7 @@ def describe(result: dict[str, float | None]) -> str:
         "overhead_ms": "ms    the difference",
         "examples_per_second": "examples/s in the loop",
         "compile_seconds": "s     to compile the step",
-        "peak_bytes": "bytes at the peak of memory",
+        "peak_mib": "MiB   of memory at the peak",
     }
     return "\n".join(
         f"{result[name]:14.3f} {unit}"

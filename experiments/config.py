@@ -22,6 +22,8 @@ from experiments.errors import UserError
 
 MODES = ("train", "evaluate", "prepare", "benchmark")
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
 # Where a run may be continued with other values than it began with.
 FREE_KEYS = ("mesh.", "log.", "checkpoint.", "data.cache_dir")
 
@@ -245,5 +247,9 @@ def check(config: ConfigDict) -> None:
         want(f"optimizer.{key}", lambda value: value >= 0, "at least 0")
     for key in ("warmup_fraction", "beta1", "beta2", "ema_decay"):
         want(f"optimizer.{key}", lambda value: 0 <= value < 1, "in [0, 1)")
-    schedules = ("cosine", "constant")
-    want("optimizer.schedule", lambda v: v in schedules, " or ".join(schedules))
+    for key, names in (
+        ("optimizer.schedule", ("cosine", "constant")),
+        ("model.dtype", DTYPES),
+        ("model.param_dtype", DTYPES),
+    ):
+        want(key, lambda value, names=names: value in names, " or ".join(names))

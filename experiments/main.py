@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         return run(config.parse(argv))
-    except UserError as error:
+    except (UserError, NotImplementedError) as error:  # the latter: no such kernel here
         return _fail(str(error))
     except OSError as error:
         if error.errno not in DISK_FULL:

@@ -54,6 +54,12 @@ def means(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
     return {name: value / weight for name, (value, weight) in sums.items()}
 
 
+def text(values: Mapping[str, float]) -> str:
+    """Return metrics as a line shows them, the loss first."""
+    names = sorted(values, key=lambda name: (name != "loss", name))
+    return " ".join(f"{name} {values[name]:.4f}" for name in names)
+
+
 def non_finite(tree: Any) -> list[str]:
     """Return the paths of the leaves that are infinite or not a number."""
     return [

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+from experiments import metrics
+
 REFRESH_SECONDS = 0.2  # of the bar
 
 
@@ -22,36 +24,38 @@ class Progress:
         self._enabled = enabled
         self._bar = (
             tqdm(
-                initial=start, total=total, unit="step", dynamic_ncols=True, smoothing=0
+                initial=start,
+                total=total,
+                bar_format="{percentage:3.0f}% {bar:20} {n}/{total} {desc}",
             )
             if enabled and sys.stderr.isatty()
             else None
         )
-        self._total = total
+        self._step, self._total = start, total
         self._interval = REFRESH_SECONDS if self._bar is not None else every_seconds
         self._next = time.monotonic() + self._interval
 
-    def due(self) -> bool:
-        """Whether it is time for `show`; cheap enough to ask at every step."""
+    def due(self, step: int) -> bool:
+        """Whether to `show` this step; cheap enough to ask at every one."""
+        self._step = step
         return self._enabled and time.monotonic() >= self._next
 
     def show(
         self,
-        step: int,
-        metrics: Mapping[str, float],
+        values: Mapping[str, float],
         examples_per_second: float,
         seconds_left: float,
     ) -> None:
-        """Show the state of the run."""
+        """Show how far the run is."""
         self._next = time.monotonic() + self._interval
-        text = " ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        text += f" {examples_per_second:.0f} examples/s"
+        left = tqdm.format_interval(seconds_left)
+        speed = f"{examples_per_second:.0f} examples/s"
+        text = f"{metrics.text(values)}, {speed}, {left} left"
         if self._bar is not None:
-            self._bar.n = step
-            self._bar.set_postfix_str(text)  # also redraws
+            self._bar.n = self._step
+            self._bar.set_description_str(text)  # also redraws
         else:
-            left = tqdm.format_interval(seconds_left)
-            self.say(f"step {step}/{self._total} {text}, {left} left")
+            self.say(f"step {self._step}/{self._total} {text}")
 
     def say(self, line: str) -> None:
         """Print a line, above the bar if there is one."""
@@ -62,4 +66,5 @@ class Progress:
 
     def close(self) -> None:
         if self._bar is not None:
+            self._bar.n = self._step
             self._bar.close()

@@ -121,10 +121,24 @@ def group_runs(runs: Iterable[Run]) -> list[list[Run]]:
     ]
 
 
+def by_data(groups: Sequence[Sequence[Run]]) -> dict[str, list[Sequence[Run]]]:
+    """Return the groups on each data, under the task's name, or a longer unique one."""
+    checksums: dict[str, set[str]] = defaultdict(set)
+    for runs in groups:
+        checksums[runs[0].task].add(runs[0].data_checksum)
+    named: dict[str, list[Sequence[Run]]] = defaultdict(list)
+    for runs in groups:
+        run = runs[0]
+        unique = len(checksums[run.task]) == 1
+        named[run.task if unique else f"{run.task}-{run.data_checksum[:8]}"].append(
+            runs
+        )
+    return named
+
+
 def table(groups: Sequence[Sequence[Run]]) -> str:
     """Return the Markdown table, one row a group, with reference points below it."""
     lines = [_row(COLUMNS), _row(["---"] * len(COLUMNS))]
-    references: dict[str, str] = {}
     for runs in groups:
         run = runs[0]
         finished = [run for run in runs if run.result is not None]
@@ -149,14 +163,12 @@ def table(groups: Sequence[Sequence[Run]]) -> str:
                 ]
             )
         )
-        if result:
-            points = result["reference_points"]
-            names = sorted(points, key=points.__getitem__)
-            references[run.task] = ", ".join(
-                f"{n} {100 * points[n]:.1f}" for n in names
-            )
     lines.append("")
-    lines += [f"Reference points, {task}: {text}" for task, text in references.items()]
+    for name, of_data in by_data(groups).items():
+        points, _ = split_points(_reference_points(of_data))
+        ranked = sorted(points, key=points.__getitem__)
+        text = ", ".join(f"{point} {100 * points[point]:.1f}" for point in ranked)
+        lines.append(f"Reference points, {name}: {text}")
     lines.append(
         "± is the sample standard deviation. Failed: unfinished, or at chance (those "
         "are in the mean)."
@@ -168,8 +180,20 @@ def _row(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _reference_points(groups: Sequence[Sequence[Run]]) -> dict[str, float]:
+    """Return the reference points that any finished run states."""
+    results = [run.result for runs in groups for run in runs if run.result is not None]
+    return results[0]["reference_points"] if results else {}
+
+
+def split_points(points: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the reference points of the metric, and those whose name says "loss"."""
+    losses = {name: value for name, value in points.items() if name.endswith("loss")}
+    return {name: points[name] for name in points if name not in losses}, losses
+
+
 def draw(groups: Sequence[Sequence[Run]], path: Path) -> None:
-    """Draw the training loss and the validation metric of the groups of one task."""
+    """Draw the training loss and the validation metric of groups on the same data."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -177,34 +201,40 @@ def draw(groups: Sequence[Sequence[Run]], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     metric = "accuracy"
-    references: dict[str, float] = {}
     for index, group in enumerate(groups):
         for run in group:
             label = f"{run.variant} ({run.config})" if run is group[0] else None
             style = {"color": f"C{index}", "label": label, "linewidth": 1.2}
             if run.result is not None:
                 metric = run.result["metric"]
-                references = run.result["reference_points"]
             left.plot(*_curve(run.path, "train/loss"), **style)
             right.plot(*_curve(run.path, f"validation/{metric}"), **style, marker=".")
-    for name, value in references.items():
-        right.axhline(value, color="grey", linestyle=":", linewidth=1)
-        right.annotate(
+    title = f"{groups[0][0].task} ({groups[0][0].provenance})"
+    of_metric, losses = split_points(_reference_points(groups))
+    _draw_points(left, losses)
+    _draw_points(right, of_metric)
+    left.set(xlabel="step", ylabel="training loss, nats", title=title)
+    right.set(xlabel="step", ylabel=f"validation {metric}")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.margins(y=0.08)
+    left.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _draw_points(axes: Any, points: dict[str, float]) -> None:
+    for index, name in enumerate(sorted(points, key=points.__getitem__)):
+        axes.axhline(points[name], color="grey", linestyle=":", linewidth=1)
+        axes.annotate(
             name,
-            (0.01, value),
+            (0.01 + 0.24 * (index % 4), points[name]),  # side by side if close
             xycoords=("axes fraction", "data"),
             fontsize=8,
             color="grey",
             va="bottom",
         )
-    left.set(xlabel="step", ylabel="training loss, nats", title=groups[0][0].task)
-    right.set(xlabel="step", ylabel=f"validation {metric}")
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def _curve(path: Path, name: str) -> tuple[list[int], list[float]]:
@@ -217,17 +247,19 @@ def _curve(path: Path, name: str) -> tuple[list[int], list[float]]:
 
 def describe(result: dict[str, Any]) -> str:
     """Return a small table: a run's result among the reference points of its task."""
-    metric, best, last = result["metric"], result["best"], result["last"]
-    rows = {
-        f"test at best validation (step {best['step']})": best["test"][metric],
-        f"test at last step ({last['step']})": last["test"][metric],
-    } | result["reference_points"]
-    width = max(map(len, rows))
-    lines = [f"{result['task']} {result['variant']}, seed {result['seed']}: {metric}"]
-    lines += [
-        f"  {name:{width}}  {value:.4f}"
-        for name, value in sorted(rows.items(), key=lambda row: -row[1])
-    ]
+    best, last = result["best"], result["last"]
+    of_metric, losses = split_points(result["reference_points"])
+    lines = [f"{result['task']} {result['variant']}, seed {result['seed']}"]
+    for metric, points in ((result["metric"], of_metric), ("loss", losses)):
+        rows = points | {
+            f"test at best validation (step {best['step']})": best["test"][metric],
+            f"test at last step ({last['step']})": last["test"][metric],
+        }
+        lines.append(f"  {metric}")
+        lines += [
+            f"    {rows[name]:.4f}  {name}"
+            for name in sorted(rows, key=rows.__getitem__, reverse=True)
+        ]
     lines.append(
         f"  {best['test']['examples']} test examples, {result['provenance']} data; "
         f"{result['parameter_count']:,} parameters; "
@@ -251,9 +283,9 @@ def main(argv: Sequence[str]) -> int:
     groups = group_runs(runs)
     print(table(groups))
     out = arguments.out or arguments.directories[0]
-    for task in sorted({run.task for run in runs}):
-        path = out / "figures" / f"{task}.png"
-        draw([group for group in groups if group[0].task == task], path)
+    for name, of_data in by_data(groups).items():
+        path = out / "figures" / f"{name}.png"
+        draw(of_data, path)
         print(path)
     return 0
 

@@ -183,7 +183,7 @@ class Training:
             counters.training_seconds += now - self._last_fetch
         self._last_fetch = now
 
-        if counters.timed_steps and self._progress.due():
+        if self._progress.due(counters.step) and counters.timed_steps:
             self._show()
         if counters.step % log.every_steps == 0:
             self._log(report)
@@ -216,8 +216,8 @@ class Training:
         best = counters.best is None or result[selection] > counters.best[selection]
         if best:
             counters.best = result
-        text = " ".join(f"{name} {value:.4f}" for name, value in values.items())
-        self._progress.say(f"step {step} validation {text}{' (best)' if best else ''}")
+        mark = " (best)" if best else ""
+        self._progress.say(f"step {step} validation {metrics.text(values)}{mark}")
 
     def _save(self) -> None:
         self.counters.elapsed_seconds = self._elapsed()
@@ -228,7 +228,7 @@ class Training:
         counters, steps = self.counters, self.program.config.train.steps
         left = (steps - counters.step) * counters.seconds_per_step()
         means = metrics.means(counters.sums)
-        self._progress.show(counters.step, means, self._speed(), left)
+        self._progress.show(means, self._speed(), left)
 
     def _speed(self) -> float:
         seconds = self.counters.seconds_per_step()
@@ -242,14 +242,15 @@ def _check_finite(step: int, report: Mapping[str, Any]) -> None:
     """Raise a UserError that names what is infinite or not a number, if anything is."""
     if metrics.all_finite(report):
         return
+    totals = {name: total for name, (total, _) in report["sums"].items()}
     names = [
         prefix + path
-        for part, prefix in (
-            ("sums", ""),
-            ("gradient_norms", "gradient of "),
-            ("parameter_norms", "parameter "),
+        for prefix, tree in (
+            ("", totals),
+            ("gradient of ", report["gradient_norms"]),
+            ("parameter ", report["parameter_norms"]),
         )
-        for path in metrics.non_finite(report[part])
+        for path in metrics.non_finite(tree)
     ]
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     raise UserError(

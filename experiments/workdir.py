@@ -29,13 +29,15 @@ class Workdir:
         self.checkpoints = path / "checkpoints"
 
     def check_owner(self, description: Mapping[str, Any]) -> None:
-        """See that the directory is new, or holds a run of the described config.
+        """See that the directory holds no run, or one of the described config.
+
+        A run without a checkpoint is none: nothing would be lost.
 
         Raises:
           UserError: it holds a run of another config; names what differs.
         """
         theirs = self.read("config.json")
-        if theirs is None:
+        if theirs is None or not self._has_checkpoint():
             return
         here = identity(flatten(json.loads(json.dumps(description["config"]))))
         there = identity(flatten(theirs["config"]))
@@ -51,6 +53,10 @@ class Workdir:
                 f"{self.path} belongs to a run of another config: "
                 f"{'; '.join(differing[:6])}{more}. Choose another --workdir"
             )
+
+    def _has_checkpoint(self) -> bool:
+        paths = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
+        return any(path.name.isdigit() for path in paths)
 
     def read(self, name: str) -> dict[str, Any] | None:
         """Return the JSON object in the file, or None if there is no such file.

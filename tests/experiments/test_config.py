@@ -80,6 +80,7 @@ def test_a_wrong_type_is_refused_and_the_key_named(flag, named):
     [
         "--config.train.steps=0",
         "--config.optimizer.schedule=cosin",
+        "--config.model.dtype=float33",
         "--config.optimizer.warmup_fraction=1",
         "--config.mesh.data=0",
         "--config.train.batch_size=-1",

@@ -52,7 +52,12 @@ def make_run(tmp_path):
                 "selection": "first best validation accuracy",
                 "best": at,
                 "last": at,
-                "reference_points": {"chance": 0.1, "majority class": 0.2, "all": 1.0},
+                "reference_points": {
+                    "chance": 0.1,
+                    "majority class": 0.2,
+                    "all": 1.0,
+                    "memoryless loss": 0.3,
+                },
                 "parameter_count": 1234,
                 "elapsed_seconds": 1.5,
                 "steps": 20,
@@ -136,12 +141,16 @@ def test_describe_ranks_the_result_among_the_reference_points(make_run, tmp_path
     make_run("a", 0.5)
     result = json.loads((tmp_path / "runs/a/result.json").read_text())
     lines = report.describe(result).splitlines()
-    assert lines[0] == "fake plain, seed 0: accuracy"
-    names = [line.split("  ")[1] for line in lines[1:-1]]
-    assert names == [
-        "all",
-        "test at best validation (step 20)",
-        "test at last step (20)",
-        "majority class",
-        "chance",
+    assert [line.strip() for line in lines[:-1]] == [
+        "fake plain, seed 0",
+        "accuracy",
+        "1.0000  all",
+        "0.5000  test at best validation (step 20)",
+        "0.5000  test at last step (20)",
+        "0.2000  majority class",
+        "0.1000  chance",
+        "loss",
+        "0.5000  test at best validation (step 20)",
+        "0.5000  test at last step (20)",
+        "0.3000  memoryless loss",
     ]

@@ -1,6 +1,7 @@
 """Whole runs, in this process: their files, their ends, and how they go on."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -116,7 +117,7 @@ def test_another_config_is_refused(finished, run, capsys):
 def test_a_number_that_is_not_finite_stops_the_run(run, tmp_path, capsys):
     assert run(tmp_path, "--config.task.poison_step=13") == 1
     error = capsys.readouterr().err
-    assert "not finite at step 14: loss/0, gradient of head/bias" in error
+    assert "not finite at step 14: loss, gradient of head/bias" in error
     assert error.count("\n") == 1
     steps = [int(path.name) for path in (tmp_path / "checkpoints").glob("[0-9]*")]
     assert max(steps) == 12
@@ -162,6 +163,20 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_only(
     assert same(final_state(tmp_path), final_state(finished))
 
 
+def test_a_best_checkpoint_that_is_gone_is_told_and_another_chosen(
+    run, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 33)
+        run(tmp_path)
+    for path in (tmp_path / "checkpoints").glob("[0-9]*"):
+        if path.name != "33":
+            shutil.rmtree(path)
+    assert run(tmp_path) == 0
+    assert "is gone" in capsys.readouterr().out
+    assert Workdir(tmp_path).read("result.json")["best"]["step"] == 40
+
+
 def test_evaluate_repeats_the_result_and_writes_nothing(finished, run, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     assert run(finished, "--mode=evaluate", variant="plain,dropout,ema") == 0
@@ -202,6 +217,15 @@ def test_an_unknown_error_keeps_its_traceback(run, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "train", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path)
+
+
+def test_a_kernel_that_cannot_run_here_is_one_line(run, tmp_path, monkeypatch, capsys):
+    def refuse(*arguments):
+        raise NotImplementedError("pallas_tpu needs a TPU")
+
+    monkeypatch.setattr(train, "train", refuse)
+    assert run(tmp_path) == 1
+    assert capsys.readouterr().err == "error: pallas_tpu needs a TPU\n"
 
 
 def test_control_c_is_one_line(run, tmp_path, monkeypatch, capsys):

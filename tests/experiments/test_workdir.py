@@ -18,6 +18,7 @@ def description(*flags: str) -> dict:
 def workdir(tmp_path) -> Workdir:
     workdir = Workdir(tmp_path / "run")
     workdir.write("config.json", description())
+    (workdir.checkpoints / "10").mkdir(parents=True)
     return workdir
 
 
@@ -39,6 +40,11 @@ def test_another_config_is_refused_and_the_difference_shown(workdir):
         workdir.check_owner(description(*flags))
     assert "optimizer.learning_rate is 0.03 there, 0.5 here" in str(caught.value)
     assert "train.steps is 40 there, 7 here" in str(caught.value)
+
+
+def test_a_run_without_a_checkpoint_may_be_replaced(workdir):
+    (workdir.checkpoints / "10").rmdir()
+    workdir.check_owner(description("--config.train.steps=7"))
 
 
 def test_a_write_that_fails_leaves_the_old_file(workdir, monkeypatch):

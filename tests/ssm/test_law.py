@@ -55,7 +55,7 @@ TWO_WAY = {
 }
 
 
-def inputs(module, time=9):
+def inputs(module, time=7):
     key = jax.random.key(1)
     if isinstance(module, ssm.LanguageModel):
         return jax.random.randint(key, (2, time), 0, VOCABULARY)

@@ -27,7 +27,7 @@ def check(task: ListOps) -> None:
 
 def run() -> str:
     """Return the table."""
-    config = load(str(ROOT / "configs/lra/listops.py"), "lru")
+    config, _ = load(str(ROOT / "configs/lra/listops.py"), "lru")
     with tempfile.TemporaryDirectory() as directory:
         config.data.cache_dir = directory
         start = time.perf_counter()

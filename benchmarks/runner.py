@@ -7,7 +7,7 @@ from experiments.config import load
 
 def run() -> str:
     """Return the table."""
-    config = load(str(ROOT / "configs/digits.py"), "lru")
+    config, _ = load(str(ROOT / "configs/digits.py"), "lru")
     config.model.n_layers = 1
     config.model.d_model = config.model.mixer.d_state = 8
     result = benchmark(config)

@@ -74,8 +74,8 @@ def _make_tiny(config: ConfigDict) -> None:
     config.model.block.norm = "layer"
     config.optimizer.learning_rate = 4e-3
     config.optimizer.recurrence_factor = 0.25
-    config.train.steps = 3_000
+    config.train.steps = 1_500
     config.train.batch_size = 64
-    config.evaluate.every_steps = 300
+    config.evaluate.every_steps = 250
     config.evaluate.batch_size = 256
-    config.checkpoint.every_steps = 300
+    config.checkpoint.every_steps = 250

@@ -31,7 +31,7 @@ class Task(abc.ABC):
     provenance: str  # "official archive" | "regenerated" | "stand-in" | "synthetic"
     model_kwargs: dict[str, int]  # what the task fixes of its model
     checksum: str  # SHA-256 of the data, or of what generates it
-    reference_points: dict[str, float]  # chance and milestones
+    reference_points: dict[str, float]  # chance, milestones; losses are "... loss"
 
     @classmethod
     def prepare(cls, **arguments: Any) -> Self:

@@ -5,8 +5,6 @@ import hashlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from experiments.tasks.base import (
     Batch,
@@ -36,6 +34,8 @@ class Digits(TableTask):
 
     def __init__(self, *, cache_dir: str, source: str):
         refuse_source(self.name, source)
+        from sklearn.datasets import load_digits  # seconds: only when needed
+
         pixels, labels = load_digits(return_X_y=True)
         pixels, labels = pixels.astype(np.uint8), labels.astype(np.uint8)
         rest, test = _split(np.arange(len(labels)), labels, 360)
@@ -81,6 +81,8 @@ def _split(
     rows: np.ndarray, labels: np.ndarray, n_held_out: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hold some rows out, each label in its share; the same ones every time."""
+    from sklearn.model_selection import train_test_split
+
     return train_test_split(
         rows, test_size=n_held_out, stratify=labels[rows], random_state=0
     )

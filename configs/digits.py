@@ -4,6 +4,8 @@
 
 Published: nothing; it stands in for pixel-level images. Ridge regression on the pixels,
 same split: 0.939 test accuracy.
+
+Measured: 0.981, 0.986 and 0.978 test accuracy (seeds 0, 1, 2), 16 s on two CPU cores.
 """
 
 import math

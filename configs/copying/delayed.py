@@ -6,6 +6,10 @@ The form is that of Arjovsky et al. 2016 (1511.06464), with fresh sequences at e
 step; `--config.task.form=` takes the others (urnn, tcn, s4, s4_reverse, s4_lag), which
 experiments/tasks/delayed_copy.py describes. Accuracy counts the ten answers alone:
 0.125 by chance.
+
+Measured on two CPU cores, validation accuracy: 0.766 at step 100 (17 s), 0.984 at step
+150 (26 s), 1.000 at step 200 (35 s); one seed, compiling and evaluating included. The
+threshold of 0.995 falls between the last two.
 """
 
 import math

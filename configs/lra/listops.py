@@ -10,7 +10,8 @@ files.
 `lru`: the hyper-parameters of Orvieto et al. 2023 (2303.06349), tables 8 and 9, who
 report 60.2 % test accuracy. They do not give the learning rate; ours is a choice.
 `tiny`: 10 to 128 tokens, a smaller bidirectional model, minutes on two cores. It is a
-stand-in, not to be compared with any published number.
+stand-in, not to be compared with any published number. Measured: 0.480 test accuracy
+(seed 0) in two minutes on two CPU cores. `lru` itself was not trained to its end.
 """
 
 import math

@@ -252,4 +252,4 @@ def check(config: ConfigDict) -> None:
         ("model.dtype", DTYPES),
         ("model.param_dtype", DTYPES),
     ):
-        want(key, lambda value, names=names: value in names, " or ".join(names))
+        want(key, names.__contains__, " or ".join(names))

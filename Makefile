@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python -m
 PIP := $(RUN) pip install --quiet --constraint .ci/constraints.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow bench lint format clean
+.PHONY: install demo test test-slow test-aot bench lint format clean
 
 install: $(INSTALLED)
 
@@ -30,6 +30,11 @@ test: install
 
 test-slow: install
 	$(RUN) pytest -m slow --numprocesses=2
+
+# Compiles the device kernels with the real compilers.
+test-aot: install
+	$(PIP) --editable '.[aot-tpu]'
+	$(RUN) pytest -m aot_tpu
 
 bench: install
 	$(RUN) benchmarks.run $(if $(PEER),--peer $(PEER))

@@ -4,6 +4,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from ssm.ops.checks import (
     accumulation_dtype,
@@ -16,11 +17,34 @@ from ssm.ops.dispatch import Implementation, choose, not_installed
 from ssm.ops.scan_loop import effective_decay, multiply, scan_loop
 from ssm.ops.scan_xla import scan_associative, scan_sequential
 
+
+def _pallas_tpu(x, decay, h0, reset, *, log, reverse):
+    from pallas_kernels import linear_scan_tpu  # costs half a second: at first use
+
+    h, last = linear_scan_tpu.linear_scan(
+        _planes(x), _planes(decay), _planes(h0), reset, log=log, reverse=reverse
+    )
+    return (lax.complex(*h), lax.complex(*last)) if is_complex(x) else (*h, *last)
+
+
+def _refuse_pallas_tpu(x, decay, h0, reset, *, log, reverse):
+    from pallas_kernels import linear_scan_tpu
+
+    return linear_scan_tpu.refuse(
+        _planes(x), _planes(decay), _planes(h0), reset, log=log, reverse=reverse
+    )
+
+
+def _planes(x: jax.Array) -> tuple[jax.Array, ...]:
+    """A complex array as real and imaginary part, as the device kernels take it."""
+    return (jnp.real(x), jnp.imag(x)) if is_complex(x) else (x,)
+
+
 _TABLE = {
     "loop": Implementation(scan_loop),
     "scan": Implementation(scan_sequential),
     "associative": Implementation(scan_associative),
-    "pallas_tpu": Implementation(scan_loop, not_installed),
+    "pallas_tpu": Implementation(_pallas_tpu, _refuse_pallas_tpu),
     "mosaic_gpu": Implementation(scan_loop, not_installed),
 }
 _PREFERENCE = {

@@ -141,6 +141,8 @@ def linear_scan(
       reverse: scan from the last step to the first.
       tiles: how to cut the arrays, instead of the choice for this device.
 
+    Inside a `shard_map` that checks it, all arrays must vary over the same mesh axes.
+
     Returns:
       h, planes (B, T, D) in the dtype of x, and the last state, planes (B, D) float32.
       Differentiable in x, decay and h0, in reverse mode, any number of times.
@@ -150,23 +152,7 @@ def linear_scan(
         decay, log = _exponential(decay), False
     if constant:
         decay = tuple(plane.astype(jnp.float32) for plane in decay)
-    x, decay, h0, reset = _vary_alike((x, decay, h0, reset))
     return _scan(x, decay, h0, reset, log, reverse, tiles)
-
-
-def _vary_alike(arrays):
-    """Marks all as varying over every mesh axis that one of them varies over.
-
-    Inside a `shard_map` that checks this, a kernel does not find it out by itself.
-    """
-    axes = [jax.typeof(a).manual_axis_type.varying for a in jax.tree.leaves(arrays)]
-    everywhere = frozenset().union(*axes)
-
-    def cast(array):
-        missing = everywhere - jax.typeof(array).manual_axis_type.varying
-        return lax.pcast(array, tuple(missing), to="varying") if missing else array
-
-    return jax.tree.map(cast, arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))

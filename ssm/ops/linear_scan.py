@@ -16,6 +16,7 @@ from ssm.ops.checks import (
 from ssm.ops.dispatch import Implementation, choose, not_installed
 from ssm.ops.scan_loop import effective_decay, multiply, scan_loop
 from ssm.ops.scan_xla import scan_associative, scan_sequential
+from ssm.ops.sharding import vary_alike
 
 
 def _pallas_tpu(x, decay, h0, reset, *, log, reverse):
@@ -108,7 +109,7 @@ def linear_scan(
         a_0 = effective_decay(step_decay, step_reset, h0, log=log)
         h = multiply(a_0, h0) + x[:, 0].astype(h0.dtype)
         return h[:, None].astype(x.dtype), h
-    arguments = (x, decay, h0, reset)
+    arguments = vary_alike((x, decay, h0, reset))
     options = {"log": log, "reverse": bool(reverse)}
     run = choose(
         "linear_scan", implementation, _TABLE, _PREFERENCE, *arguments, **options

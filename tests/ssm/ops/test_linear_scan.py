@@ -276,6 +276,34 @@ def test_under_vmap_jit_scan_and_remat(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("constant", [False, True])
+def test_inside_a_shard_map(implementation, constant):
+    """Rows of the batch on two devices, and jax checks what varies between them."""
+    x, a, _ = inputs(batch=4)
+    a = a[0, 0] if constant else a
+    rows, whole = jax.P("data"), jax.P()
+    mesh = jax.make_mesh((2,), ("data",), (jax.sharding.AxisType.Auto,))
+
+    def run(x, a):
+        return ops.linear_scan(x, a, implementation=implementation)
+
+    sharded = jax.shard_map(
+        run, mesh=mesh, in_specs=(rows, whole if constant else rows), out_specs=rows
+    )
+
+    def value_and_gradients(run):
+        out, vjp = jax.vjp(run, x, a)
+        return out, vjp(jax.tree.map(jnp.cos, out))
+
+    jax.tree.map(
+        # The sum over the batch of a constant decay's gradient is taken in two parts.
+        lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-6, atol=1e-6),
+        value_and_gradients(jax.jit(sharded)),
+        value_and_gradients(run),
+    )
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_whole_is_chunks_is_steps(implementation, reverse):
     x, a, h0 = inputs(time=11)

@@ -8,7 +8,7 @@ does not refuse, so it never fails for want of a kernel.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
+from pallas_kernels import target
 
 
 def _never(*args: Any, **kwargs: Any) -> None:
@@ -45,7 +45,7 @@ def choose(
     for those it does not list. Raises ValueError for an unknown name and
     NotImplementedError for a named implementation that cannot run here.
     """
-    platform = jax.default_backend()
+    platform = target.platform()
     if name is not None:
         if name not in table:
             known = ", ".join(repr(known) for known in table)

@@ -1,5 +1,6 @@
 """The diagonal linear recurrence, the engine under every recurrent layer."""
 
+import functools
 import warnings
 
 import jax
@@ -16,7 +17,7 @@ from ssm.ops.checks import (
 from ssm.ops.dispatch import Implementation, choose, not_installed
 from ssm.ops.scan_loop import effective_decay, multiply, scan_loop
 from ssm.ops.scan_xla import scan_associative, scan_sequential
-from ssm.ops.sharding import vary_alike
+from ssm.ops.sharding import spread, vary_alike
 
 
 def _pallas_tpu(x, decay, h0, reset, *, log, reverse):
@@ -64,6 +65,7 @@ def linear_scan(
     h0: jax.Array | None = None,
     reset: jax.Array | None = None,
     reverse: bool = False,
+    time_axis: str | None = None,
     implementation: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Runs a diagonal linear recurrence over time.
@@ -80,6 +82,8 @@ def linear_scan(
       reset: (B, T) bool. True clears the state before x_t is added: x_t starts anew.
       reverse: scan from the last time step to the first; "before" and "last" then
         follow the direction of the scan.
+      time_axis: inside a `shard_map`, the mesh axis over which the caller has sharded
+        time; the parts then exchange their states.
       implementation: "loop", "scan", "associative", "pallas_tpu", "mosaic_gpu", or None
         for the fastest that can run here. All give the same answer.
 
@@ -90,10 +94,13 @@ def linear_scan(
 
     Differentiable in x, a, log_a and h0: in reverse mode any number of times, in
     forward mode with "scan" and "associative". The backward pass keeps inputs and h.
+    Under an ambient mesh B is sharded over `data` and `fsdp`, D over `tensor` and T
+    over `time` (`ops.axis_names`); forward mode ends where time is sharded.
 
     Raises:
       ValueError: an argument has a wrong shape or dtype, both or neither of `a` and
-        `log_a` are given, or x is real while another array is complex.
+        `log_a` are given, x is real while another array is complex, or the mesh does
+        not divide T or D.
       NotImplementedError: a named implementation cannot run here.
 
     Source: the common form of LRU (2303.06349), RG-LRU (2402.19427), HGRN (2311.04823)
@@ -109,12 +116,44 @@ def linear_scan(
         a_0 = effective_decay(step_decay, step_reset, h0, log=log)
         h = multiply(a_0, h0) + x[:, 0].astype(h0.dtype)
         return h[:, None].astype(x.dtype), h
-    arguments = vary_alike((x, decay, h0, reset))
     options = {"log": log, "reverse": bool(reverse)}
-    run = choose(
-        "linear_scan", implementation, _TABLE, _PREFERENCE, *arguments, **options
+
+    def local(inputs, h0):
+        x, decay, reset, h0 = vary_alike((*inputs, h0))
+        arguments = (x, decay, h0, reset)
+        run = choose(
+            "linear_scan", implementation, _TABLE, _PREFERENCE, *arguments, **options
+        )
+        return run(*arguments, **options)
+
+    return spread(
+        "linear_scan",
+        local,
+        (x, decay, reset),
+        h0,
+        axes=("btd", "d" if decay.ndim == 1 else "btd", "bt"),
+        state_axes="bd",
+        out_axes="btd",
+        decay_product=functools.partial(_decay_product, log=log),
+        reverse=reverse,
+        time_axis=time_axis,
     )
-    return run(*arguments, **options)
+
+
+def _decay_product(inputs, *, log):
+    """The product of the decays over time, (B, D); 0 where a reset lies between."""
+    x, decay, reset = inputs
+    dtype = accumulation_dtype(decay.dtype)
+    decay = decay.astype(dtype)
+    if decay.ndim == 1:
+        time = x.shape[1]
+        product = jnp.exp(time * decay) if log else decay**time
+        product = jnp.broadcast_to(product[None], (x.shape[0], x.shape[2]))
+    else:
+        product = jnp.exp(decay.sum(1)) if log else decay.prod(1)
+    if reset is None:
+        return product
+    return jnp.where(reset.any(1)[:, None], jnp.zeros_like(product), product)
 
 
 def _check(x, a, log_a, h0, reset):

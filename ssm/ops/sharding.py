@@ -1,24 +1,178 @@
-"""What the ops need to know of meshes."""
+"""Ops under a mesh: which part of the arrays each device computes.
 
-from typing import TypeVar
+Device kernels are not partitioned by XLA, and a recurrence that XLA partitions along
+time gathers its whole input. So an op that recurs asks the ambient mesh (`with
+jax.set_mesh(mesh):`) and wraps itself in a `shard_map`: the batch over the axes `data`
+and `fsdp`, the width or the heads over `tensor`, time over `time`. Where no such axis
+is, nothing is wrapped. Axes that are manual already, because the caller is inside a
+`shard_map`, are the caller's.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax import lax
+from jax.sharding import AxisType, PartitionSpec
+
+from ssm.ops.sequence_parallel import along_time
 
 T = TypeVar("T")
 
 
-def vary_alike(arrays: T) -> T:
+class _AxisNames(NamedTuple):
+    batch: tuple[str, ...] = ("data", "fsdp")
+    width: str = "tensor"
+    time: str = "time"
+
+
+_names = _AxisNames()
+
+
+def axis_names(
+    *,
+    batch: tuple[str, ...] = _AxisNames().batch,
+    width: str = _AxisNames().width,
+    time: str = _AxisNames().time,
+) -> None:
+    """Names the mesh axes that the ops shard over, in place of the usual names.
+
+    Call it once, before anything is traced: compiled functions do not see a change.
+
+    Args:
+      batch: the axes over which the batch is sharded; those that do not divide it are
+        left out.
+      width: the axis over which channels, or heads, are sharded.
+      time: the axis over which time is sharded.
+    """
+    global _names
+    _names = _AxisNames(tuple(batch), width, time)
+
+
+def vary_alike(arrays: T, *also: str) -> T:
     """Marks all arrays as varying over every mesh axis that one of them varies over.
 
     Inside a `shard_map` that checks this, a loop or a kernel needs it: the state that a
     loop carries must have one type from the first step on, and zeros vary over nothing.
+    `also` names further axes.
     """
     axes = [jax.typeof(a).manual_axis_type.varying for a in jax.tree.leaves(arrays)]
-    everywhere: frozenset[str] = frozenset().union(*axes)
+    everywhere: frozenset[str] = frozenset(also).union(*axes)
 
     def cast(array: jax.Array) -> jax.Array:
         missing = everywhere - jax.typeof(array).manual_axis_type.varying
         return lax.pcast(array, tuple(missing), to="varying") if missing else array
 
     return jax.tree.map(cast, arrays)
+
+
+def spread(
+    op: str,
+    local: Callable[[tuple[Any, ...], jax.Array], tuple[jax.Array, jax.Array]],
+    inputs: tuple[jax.Array | None, ...],
+    state: jax.Array,
+    *,
+    axes: tuple[str, ...],
+    state_axes: str,
+    out_axes: str,
+    decay_product: Callable[[tuple[Any, ...]], jax.Array],
+    reverse: bool = False,
+    time_axis: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs a recurrence on the devices of the ambient mesh, each with its part.
+
+    Args:
+      op: the name of the op, for errors.
+      local: `local(inputs, state) -> (out, last)`, the recurrence on one device.
+      inputs: its arrays; None for one that is not given.
+      state: the state before the first step.
+      axes: what the axes of each input are, one letter an axis: b batch, t time, d
+        width, h heads; others are never sharded.
+      state_axes: the same of `state` and of `last`.
+      out_axes: the same of `out`.
+      decay_product: `decay_product(inputs)`, what multiplies a state from before the
+        first step on its way to the last: 0 where a reset lies between. Of the rank of
+        the state, and of a shape that broadcasts against it.
+      reverse: whether the recurrence runs from the last time step to the first.
+      time_axis: a manual mesh axis over which the caller has sharded time.
+
+    Raises:
+      ValueError: a mesh axis does not divide the time steps or the width, or
+        `time_axis` is no manual axis.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if time_axis is not None and time_axis not in mesh.manual_axes:
+        raise ValueError(
+            f"{op}: time_axis={time_axis!r} is no axis of a surrounding shard_map "
+            f"(those are {list(mesh.manual_axes)}); outside of one leave it None and "
+            f"call the axis of the mesh {_names.time!r}"
+        )
+    sizes = _sizes(axes, inputs)
+    mapped = _assign(op, mesh, sizes, time_axis)
+
+    def on_device(inputs, state):
+        time = time_axis or mapped.get("t")
+        if time is None:
+            return local(inputs, state)
+        inputs, state = vary_alike((inputs, state), time)
+        return along_time(local, decay_product, inputs, state, time, reverse)
+
+    if not mapped:
+        return on_device(inputs, state)
+
+    def spec(letters):
+        return PartitionSpec(*(mapped.get(letter) for letter in letters))
+
+    used = jax.tree.leaves(tuple(mapped.values()))
+    of_inputs = tuple(
+        None if array is None else spec(letters)
+        for letters, array in zip(axes, inputs, strict=True)
+    )
+    in_specs = (of_inputs, spec(state_axes))
+    if AxisType.Explicit in mesh.axis_types:  # where arrays come as a shard_map wants
+        inputs, state = jax.tree.map(jax.reshard, (inputs, state), in_specs)
+    return jax.shard_map(
+        on_device,
+        in_specs=in_specs,
+        out_specs=(spec(out_axes), spec(state_axes)),
+        axis_names=set(used),
+    )(inputs, state)
+
+
+def _sizes(axes, inputs) -> dict[str, int]:
+    """The length of the axis that each letter stands for."""
+    sizes: dict[str, int] = {}
+    for letters, array in zip(axes, inputs, strict=True):
+        if array is not None:
+            sizes |= zip(letters, array.shape, strict=True)
+    return sizes
+
+
+def _assign(op, mesh, sizes, time_axis) -> dict[str, Any]:
+    """The mesh axes over which each letter is sharded."""
+    free = {
+        name: size
+        for name, size in mesh.shape.items()
+        if size > 1 and name not in mesh.manual_axes
+    }
+    mapped: dict[str, Any] = {}
+    batch = tuple(name for name in _names.batch if name in free)
+    while batch and sizes["b"] % math.prod(free[name] for name in batch):
+        batch = batch[:-1]
+    if batch:
+        mapped["b"] = batch
+    width = "h" if "h" in sizes else "d"
+    for letter, name, what in (
+        (width, _names.width, "heads" if width == "h" else "channels"),
+        ("t", _names.time, "time steps"),
+    ):
+        if name not in free or (letter == "t" and time_axis is not None):
+            continue
+        if sizes[letter] % free[name]:
+            raise ValueError(
+                f"{op}: {sizes[letter]} {what} do not divide over the mesh axis "
+                f"{name!r} of size {free[name]}"
+            )
+        mapped[letter] = name
+    return mapped

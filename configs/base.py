@@ -89,8 +89,9 @@ def get_config(*, task: Mapping[str, Any], mixer: Mapping[str, Any]) -> ConfigDi
     config.log.wandb = False
 
     config.mesh = ConfigDict()
-    config.mesh.data = -1  # devices that share a batch; -1: all that fsdp leaves
+    config.mesh.data = -1  # devices that share a batch; -1: all that the others leave
     config.mesh.fsdp = 1  # devices that share a batch and the parameters
+    config.mesh.time = 1  # devices that share each sequence
     return config.lock()
 
 

@@ -234,6 +234,7 @@ def check(config: ConfigDict) -> None:
         "checkpoint.keep_last",
         "log.every_steps",
         "mesh.fsdp",
+        "mesh.time",
     ):
         want(key, lambda value: value >= 1, "at least 1")
     want("mesh.data", lambda value: value == -1 or value >= 1, "-1 or at least 1")

@@ -1,11 +1,12 @@
 """Processes, the device mesh, and how arrays lie on it.
 
-Batches are split over the mesh axes `data` and `fsdp`, large parameters over `fsdp`.
+Batches are split over the mesh axes `data` and `fsdp`, large parameters over `fsdp`;
+the ops split sequences over `time` (`ssm.ops.axis_names`).
 """
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -88,21 +89,26 @@ def main_first(make: Callable[[], T]) -> T:
         barrier("main first")
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
-    """Return the mesh of all devices; `data=-1` takes what `fsdp` leaves.
+def make_mesh(
+    data: int, fsdp: int, time: int = 1, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Return the mesh of `devices`, by default all; `data=-1` takes what is left.
 
     Raises:
       UserError: if the axes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
+    devices = jax.devices() if devices is None else devices
     if data == -1:
-        data = devices // fsdp
-    if data * fsdp != devices:
+        data = len(devices) // (fsdp * time)
+    if data * fsdp * time != len(devices):
         raise UserError(
-            f"mesh.data={data} times mesh.fsdp={fsdp} is not the number of devices, "
-            f"{devices}: set --config.mesh.data=-1 and an fsdp that divides it"
+            f"mesh.data={data} times mesh.fsdp={fsdp} times mesh.time={time} is not "
+            f"the number of devices, {len(devices)}: set --config.mesh.data=-1, and "
+            "the others such that their product divides it"
         )
-    return jax.make_mesh((data, fsdp), BATCH_AXES, (AxisType.Auto, AxisType.Auto))
+    names = (*BATCH_AXES, "time")
+    types = (AxisType.Auto,) * len(names)
+    return jax.make_mesh((data, fsdp, time), names, types, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -111,7 +117,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def by_batch(mesh: Mesh) -> NamedSharding:
-    """Each device holds its part of the leading axis."""
+    """Each device holds its part of the leading axis, those along `time` the same."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
@@ -141,7 +147,7 @@ def check_batch(
     Raises:
       UserError: naming the batch size and what must divide it.
     """
-    devices = mesh.size
+    devices = mesh.size // mesh.shape["time"]
     if batch_size % (devices * accumulate_steps):
         micro = f" x {accumulate_steps} micro-batches" if accumulate_steps > 1 else ""
         raise UserError(

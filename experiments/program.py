@@ -5,7 +5,7 @@ and one update a pure function of (state, batch, key).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from experiments import builders, distributed, metrics
+from experiments.errors import UserError
 from experiments.evaluate import EvalStep, make_eval_step
 from experiments.tasks.base import Task
 from ssm import param_groups
@@ -51,13 +52,16 @@ class Program:
         }
 
 
-def build(config: ConfigDict) -> Program:
+def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:
     """Build everything that a run needs and compile nothing yet.
+
+    `devices` are by default all there are; to compile ahead of time, those of a
+    topology that is only described.
 
     Raises:
       UserError: the config asks for what is not there, or does not fit the devices.
     """
-    mesh = distributed.make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = distributed.make_mesh(**config.mesh, devices=devices)
     accumulate_steps = config.train.accumulate_steps
     distributed.check_batch(
         "train.batch_size", config.train.batch_size, mesh, accumulate_steps
@@ -95,6 +99,15 @@ def build(config: ConfigDict) -> Program:
 
     jitted_init = jax.jit(init, out_shardings=shardings)
     key = jax.jit(lambda seed: keys(seed)[1], out_shardings=replicated)
+    train_step = jax.jit(
+        make_train_step(config, graphdef, task, optimizer),
+        donate_argnums=0,
+        out_shardings=(shardings, replicated),
+    )
+    if config.mesh.time > 1:
+        batch = task.train_batch(config.seed, 0, config.train.batch_size)
+        with jax.set_mesh(mesh):
+            _check_time(config, train_step, shapes, batch)
     return Program(
         config=config,
         task=task,
@@ -107,13 +120,25 @@ def build(config: ConfigDict) -> Program:
         ),
         init=lambda: jitted_init(config.seed),
         key=lambda: key(config.seed),
-        train_step=jax.jit(
-            make_train_step(config, graphdef, task, optimizer),
-            donate_argnums=0,
-            out_shardings=(shardings, replicated),
-        ),
+        train_step=train_step,
         eval_step=jax.jit(make_eval_step(graphdef, task), out_shardings=replicated),
     )
+
+
+def _check_time(
+    config: ConfigDict, train_step: jax.stages.Wrapped, state: State, batch: Any
+) -> None:
+    """Refuse sequences that the devices along `time` cannot share.
+
+    Raises:
+      UserError: with what the op that found it says.
+    """
+    try:
+        jax.eval_shape(lambda *a: train_step(*a, jax.random.key(0)), state, batch)
+    except ValueError as error:
+        if "mesh axis" not in str(error):
+            raise
+        raise UserError(f"config key mesh.time={config.mesh.time}: {error}") from error
 
 
 def split(model: nnx.Module) -> tuple[Any, Any]:

@@ -15,6 +15,14 @@ def platform() -> str:
     return "gpu" if name in ("cuda", "rocm") else name
 
 
+def automatic_axes() -> tuple[str, ...]:
+    """The axes of the ambient mesh over which XLA partitions, as it cannot a kernel."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return ()
+    return tuple(name for name in mesh.axis_names if name not in mesh.manual_axes)
+
+
 def device_kind() -> str:
     """The kind of device that is compiled for, such as "TPU v5 lite"."""
     device = jax.sharding.get_abstract_mesh().abstract_device

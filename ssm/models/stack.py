@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from ssm.layers.base import Carry, Stepping
+from ssm.ops.sharding import constrain
 
 MakeBlock = Callable[[nnx.Rngs], nnx.Module]
 """Builds one block from its random streams; called once per layer."""
@@ -59,12 +60,13 @@ class Stack(Stepping, nnx.Module):
         train: bool = False,
     ) -> tuple[jax.Array, Carry]:
         keys = None if key is None else jax.random.split(key, self.n_layers)
+        x = constrain(x, "btd")
 
         def apply(graphdef, params, statistics, x, carry, key):
             """One block as a pure function; its batch statistics go in and come out."""
             block = nnx.merge(graphdef, params, statistics)
             x, carry = block(x, carry, reset=reset, key=key, mask=mask, train=train)
-            return x, carry, nnx.state(block, nnx.BatchStat)
+            return constrain(x, "btd"), carry, nnx.state(block, nnx.BatchStat)
 
         if self.remat:
             apply = jax.checkpoint(

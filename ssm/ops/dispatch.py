@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from pallas_kernels import target
 
+DEVICE_KERNELS = ("pallas_tpu", "mosaic_gpu")
+
 
 def _never(*args: Any, **kwargs: Any) -> None:
     return None
@@ -46,20 +48,29 @@ def choose(
     NotImplementedError for a named implementation that cannot run here.
     """
     platform = target.platform()
+
+    def refusal(name: str) -> str | None:
+        if name in DEVICE_KERNELS and (axes := target.automatic_axes()):
+            return (
+                f"XLA does not partition a kernel over the mesh axes {axes}: say with "
+                "ops.axis_names which of them shard what, or call the op inside a "
+                "shard_map over all of them"
+            )
+        return table[name].refuse(*args, **kwargs)
+
     if name is not None:
         if name not in table:
             known = ", ".join(repr(known) for known in table)
             raise ValueError(
                 f"{op}: implementation={name!r} is unknown, wanted {known}"
             )
-        reason = table[name].refuse(*args, **kwargs)
-        if reason is not None:
+        if (reason := refusal(name)) is not None:
             raise NotImplementedError(
                 f"{op}: implementation={name!r} cannot run on {platform!r}: {reason}; "
                 "leave implementation=None to take the best that can"
             )
         return table[name].run
     for candidate in preference.get(platform, preference["default"]):
-        if table[candidate].refuse(*args, **kwargs) is None:
+        if refusal(candidate) is None:
             return table[candidate].run
     raise AssertionError(f"{op}: no implementation for {platform!r}")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax import lax
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from ssm.ops.sequence_parallel import along_time
 
@@ -118,13 +118,15 @@ def spread(
         inputs, state = vary_alike((inputs, state), time)
         return along_time(local, decay_product, inputs, state, time, reverse)
 
-    if not mapped:
+    # A device kernel wants every axis manual, those of one device too. Axes that the
+    # ops have no name for are left to XLA.
+    wrapped = {n for n, size in _free_axes(mesh).items() if size == 1 or n in _known()}
+    if mesh.empty or mesh.size == 1 or not wrapped:
         return on_device(inputs, state)
 
     def spec(letters):
         return PartitionSpec(*(mapped.get(letter) for letter in letters))
 
-    used = jax.tree.leaves(tuple(mapped.values()))
     of_inputs = tuple(
         None if array is None else spec(letters)
         for letters, array in zip(axes, inputs, strict=True)
@@ -136,11 +138,37 @@ def spread(
         on_device,
         in_specs=in_specs,
         out_specs=(spec(out_axes), spec(state_axes)),
-        axis_names=set(used),
+        axis_names=wrapped,
     )(inputs, state)
 
 
-def _sizes(axes, inputs) -> dict[str, int]:
+def constrain(x: jax.Array, axes: str) -> jax.Array:
+    """Lays `x` out over the ambient mesh as the ops do, with the width on each device.
+
+    For what flows between the ops: without it XLA may well keep whole sequences on
+    every device and cut them up for each op. `axes` has a letter for each axis of `x`,
+    as in `spread`. Lengths that the mesh does not divide stay whole; without a mesh, or
+    inside a `shard_map` over these axes, this returns `x` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = dict(zip(axes, x.shape, strict=True))
+    mapped: dict[str, Any] = {}
+    if batch := _batch_axes(mesh, sizes["b"]):
+        mapped["b"] = batch
+    time = _free_axes(mesh).get(_names.time, 1)
+    if time > 1 and sizes.get("t", 1) % time == 0:
+        mapped["t"] = _names.time
+    if not mapped:
+        return x
+    spec = PartitionSpec(*(mapped.get(letter) for letter in axes))
+    if AxisType.Explicit in mesh.axis_types:
+        return jax.reshard(x, spec)
+    return lax.with_sharding_constraint(x, spec)
+
+
+def _sizes(
+    axes: tuple[str, ...], inputs: tuple[jax.Array | None, ...]
+) -> dict[str, int]:
     """The length of the axis that each letter stands for."""
     sizes: dict[str, int] = {}
     for letters, array in zip(axes, inputs, strict=True):
@@ -149,25 +177,20 @@ def _sizes(axes, inputs) -> dict[str, int]:
     return sizes
 
 
-def _assign(op, mesh, sizes, time_axis) -> dict[str, Any]:
+def _assign(
+    op: str, mesh: AbstractMesh, sizes: dict[str, int], time_axis: str | None
+) -> dict[str, Any]:
     """The mesh axes over which each letter is sharded."""
-    free = {
-        name: size
-        for name, size in mesh.shape.items()
-        if size > 1 and name not in mesh.manual_axes
-    }
+    free = _free_axes(mesh)
     mapped: dict[str, Any] = {}
-    batch = tuple(name for name in _names.batch if name in free)
-    while batch and sizes["b"] % math.prod(free[name] for name in batch):
-        batch = batch[:-1]
-    if batch:
+    if batch := _batch_axes(mesh, sizes["b"]):
         mapped["b"] = batch
     width = "h" if "h" in sizes else "d"
     for letter, name, what in (
         (width, _names.width, "heads" if width == "h" else "channels"),
         ("t", _names.time, "time steps"),
     ):
-        if name not in free or (letter == "t" and time_axis is not None):
+        if free.get(name, 1) == 1 or (letter == "t" and time_axis is not None):
             continue
         if sizes[letter] % free[name]:
             raise ValueError(
@@ -176,3 +199,23 @@ def _assign(op, mesh, sizes, time_axis) -> dict[str, Any]:
             )
         mapped[letter] = name
     return mapped
+
+
+def _known() -> set[str]:
+    """All names of axes that the ops shard over."""
+    return {*_names.batch, _names.width, _names.time}
+
+
+def _free_axes(mesh: AbstractMesh) -> dict[str, int]:
+    """The sizes of the axes that no surrounding `shard_map` has taken."""
+    manual = mesh.manual_axes
+    return {name: size for name, size in mesh.shape.items() if name not in manual}
+
+
+def _batch_axes(mesh: AbstractMesh, batch_size: int) -> tuple[str, ...]:
+    """The first of the batch axes, as many as divide the batch."""
+    free = _free_axes(mesh)
+    names = tuple(name for name in _names.batch if free.get(name, 1) > 1)
+    while batch_size % math.prod(free[name] for name in names):
+        names = names[:-1]
+    return names

@@ -92,6 +92,9 @@ def get_config(*, task: Mapping[str, Any], mixer: Mapping[str, Any]) -> ConfigDi
     config.mesh.data = -1  # devices that share a batch; -1: all that the others leave
     config.mesh.fsdp = 1  # devices that share a batch and the parameters
     config.mesh.time = 1  # devices that share each sequence
+
+    config.benchmark = ConfigDict()
+    config.benchmark.beside = "associative"  # implementation to time the step beside
     return config.lock()
 
 

@@ -25,7 +25,7 @@ MODES = ("train", "evaluate", "prepare", "benchmark")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 # Where a run may be continued with other values than it began with.
-FREE_KEYS = ("mesh.", "log.", "checkpoint.", "data.cache_dir")
+FREE_KEYS = ("mesh.", "log.", "checkpoint.", "benchmark.", "data.cache_dir")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import pytest
 
 from experiments import benchmark, config
+from experiments.errors import UserError
 from tests.experiments.conftest import CONFIG
 
 
@@ -13,4 +14,20 @@ def test_the_benchmark_measures_and_describes(monkeypatch):
     result = benchmark.benchmark(command.config)
     assert result["overhead_ms"] == result["loop_ms"] - result["bare_ms"]
     assert 0 < result["bare_ms"] and 0 < result["compile_seconds"]
+    assert result["times_faster"] == result["beside_ms"] / result["bare_ms"]
     assert "ms    the difference" in benchmark.describe(result)
+
+
+@pytest.mark.usefixtures("fakes")
+def test_a_wrong_step_is_not_timed(monkeypatch):
+    right = benchmark.build
+
+    def wrong_if_named(config):
+        if config.model.implementation:
+            config.seed += 1  # other parameters
+        return right(config)
+
+    monkeypatch.setattr(benchmark, "build", wrong_if_named)
+    command = config.parse(["main", f"--config={CONFIG}", "--mode=benchmark"])
+    with pytest.raises(UserError, match="loss of the first step .* neither is timed"):
+        benchmark.benchmark(command.config)

@@ -4,7 +4,7 @@
 `ssm.models` what is built of them. The layers and models are re-exported here.
 """
 
-from ssm import blocks, layers, models, ops, param_groups
+from ssm import blocks, generate, layers, models, ops, param_groups
 from ssm.layers import LRU, Bidirectional
 from ssm.models import LanguageModel, SequenceClassifier
 
@@ -16,6 +16,7 @@ __all__ = [
     "LanguageModel",
     "SequenceClassifier",
     "blocks",
+    "generate",
     "layers",
     "models",
     "ops",

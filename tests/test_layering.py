@@ -32,8 +32,9 @@ ALLOWED = {
     "ssm.blocks": BLOCKS,
     "ssm.models": MODELS,
     "ssm.param_groups": MODELS | {"ssm.models"},
+    "ssm.generate": {"jax", "numpy", "flax"},
     "ssm": {f"ssm.{room}" for room in ("ops", "layers", "blocks", "models")}
-    | {"ssm.initializers", "ssm.param_groups", "ssm.reference"},
+    | {"ssm.generate", "ssm.initializers", "ssm.param_groups", "ssm.reference"},
     "configs": {"ml_collections"},
 }
 

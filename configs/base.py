@@ -20,13 +20,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 
-def get_config(*, task: Mapping[str, Any], mixer: Mapping[str, Any]) -> ConfigDict:
+def get_config(
+    *,
+    task: Mapping[str, Any],
+    mixer: Mapping[str, Any],
+    data: Mapping[str, Any] | None = None,
+) -> ConfigDict:
     """Return the locked defaults for a task and a sequence layer.
 
     Args:
       task: `name`, one of `experiments.builders.TASKS`, and the arguments of that task.
       mixer: `name`, one of `experiments.builders.MIXERS`, and the arguments of that
         layer besides `d_model`.
+      data: further keys of `config.data`, arguments of the task as well.
     """
     config = ConfigDict()
     config.seed = 0  # of initialisation, shuffling and dropout; never of the data split
@@ -36,6 +42,7 @@ def get_config(*, task: Mapping[str, Any], mixer: Mapping[str, Any]) -> ConfigDi
     config.data = ConfigDict()
     config.data.cache_dir = "~/.cache/ssm-lab"  # prepared data and compiled programs
     config.data.source = ""  # where a task finds its raw files, if it needs any
+    config.data.update(data or {})
 
     config.model = ConfigDict()
     config.model.d_model = 128

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import ssm
 from experiments.errors import UserError
 from experiments.tasks.base import Task
+from experiments.tasks.byte_text import ByteText
 from experiments.tasks.delayed_copy import DelayedCopy
 from experiments.tasks.digits import Digits
 from experiments.tasks.listops import ListOps
@@ -22,6 +23,7 @@ from ssm.layers.base import SequenceLayer
 T = TypeVar("T")
 
 TASKS: dict[str, type[Task]] = {
+    "byte_text": ByteText,
     "delayed_copy": DelayedCopy,
     "digits": Digits,
     "listops": ListOps,
@@ -53,7 +55,7 @@ def prepare_task(config: ConfigDict) -> Task:
 
 def _task(config: ConfigDict) -> tuple[type[Task], dict[str, Any]]:
     kind, arguments = _look_up("task", TASKS, config.task)
-    arguments |= {"cache_dir": config.data.cache_dir, "source": config.data.source}
+    arguments |= config.data.to_dict()
     _check_arguments("task", kind, arguments)
     return kind, arguments
 

@@ -27,7 +27,7 @@ COLUMNS = (
     "variant",
     "config",
     "test metric",
-    "test at best validation, %",
+    "test at best validation",
     "seeds",
     "failed",
     "provenance",
@@ -59,13 +59,16 @@ class Run:
         return self.result["best"]["test"][self.result["metric"]]
 
     def failed(self) -> bool:
-        """Whether it is unfinished, or within 3 standard errors of chance.
+        """Whether it is unfinished, or no better than what needs no input.
 
-        Chance is what needs no input: a uniform guess, or the commonest class.
+        That is a uniform guess ("chance") or the commonest class, by 3 standard errors
+        of an accuracy, or the frequencies of the classes.
         """
         if self.result is None:
             return True
         points = self.result["reference_points"]
+        if not self.result.get("larger_is_better", True):
+            return self.score() >= min(points["chance"], points["frequencies"])
         chance = max(points.get(name, 0.0) for name in ("chance", "majority class"))
         trials = self.result["best"]["test"]["weights"][self.result["metric"]]
         return self.score() <= chance + 3 * math.sqrt(chance * (1 - chance) / trials)
@@ -142,11 +145,13 @@ def table(groups: Sequence[Sequence[Run]]) -> str:
     for runs in groups:
         run = runs[0]
         finished = [run for run in runs if run.result is not None]
-        scores = [100 * run.score() for run in finished]
-        score = f"{statistics.mean(scores):.2f}" if scores else "none finished"
-        if len(scores) > 1:
-            score += f" ± {statistics.stdev(scores):.2f}"
+        scores = [run.score() for run in finished]
         result = finished[0].result if finished else None
+        scale, unit, digits = _unit(result)
+        score = f"{scale * statistics.mean(scores):.{digits}f}" if scores else "none"
+        if len(scores) > 1:
+            score += f" ± {scale * statistics.stdev(scores):.{digits}f}"
+        score += unit if scores else " finished"
         lines.append(
             _row(
                 [
@@ -167,13 +172,24 @@ def table(groups: Sequence[Sequence[Run]]) -> str:
     for name, of_data in by_data(groups).items():
         points, _ = split_points(_reference_points(of_data))
         ranked = sorted(points, key=points.__getitem__)
-        text = ", ".join(f"{point} {100 * points[point]:.1f}" for point in ranked)
+        results = [run.result for runs in of_data for run in runs if run.result]
+        scale, unit, digits = _unit(results[0] if results else None)
+        text = ", ".join(
+            f"{point} {scale * points[point]:.{digits - 1}f}{unit}" for point in ranked
+        )
         lines.append(f"Reference points, {name}: {text}")
     lines.append(
         "± is the sample standard deviation. Failed: unfinished, or at chance (those "
         "are in the mean)."
     )
     return "\n".join(lines)
+
+
+def _unit(result: dict[str, Any] | None) -> tuple[int, str, int]:
+    """Return how to print a score: times what, followed by what, to how many digits."""
+    if result is None or result.get("larger_is_better", True):
+        return 100, " %", 2  # a share
+    return 1, "", 4
 
 
 def _row(cells: Iterable[str]) -> str:

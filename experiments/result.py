@@ -65,6 +65,7 @@ def final_result(
         "steps": config.train.steps,
         "steps_done": counters.step,
         "metric": task.selection_metric,
+        "larger_is_better": task.larger_is_better,
         "selection": f"first best validation {task.selection_metric}",
         "evaluated_parameters": "raw" if raw else "moving average",
         "best": best,

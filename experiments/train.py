@@ -211,9 +211,9 @@ class Training:
             {f"validation/{name}": value for name, value in values.items()}
             | {"time/elapsed_seconds": self._elapsed()},
         )
-        counters, selection = self.counters, self.program.task.selection_metric
+        counters, task = self.counters, self.program.task
         counters.validation = result
-        best = counters.best is None or result[selection] > counters.best[selection]
+        best = counters.best is None or task.is_better(result, counters.best)
         if best:
             counters.best = result
         mark = " (best)" if best else ""

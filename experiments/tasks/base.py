@@ -1,7 +1,7 @@
 """What the runner knows about a task."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -26,7 +26,8 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     model_kind: ClassVar[Literal["classifier", "language_model"]]
-    selection_metric: ClassVar[str] = "accuracy"  # larger is better
+    selection_metric: ClassVar[str] = "accuracy"
+    larger_is_better: ClassVar[bool] = True  # of the selection metric
 
     provenance: str  # "official archive" | "regenerated" | "stand-in" | "synthetic"
     model_kwargs: dict[str, int]  # what the task fixes of its model
@@ -44,6 +45,11 @@ class Task(abc.ABC):
         except DamagedError as damaged:
             remove(damaged.folder)
             return cls(**arguments)
+
+    def is_better(self, result: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+        """Return whether validation chooses `result` over the `best` before it."""
+        gain = result[self.selection_metric] - best[self.selection_metric]
+        return gain > 0 if self.larger_is_better else gain < 0
 
     @abc.abstractmethod
     def train_batch(self, seed: int, step: int, batch_size: int) -> Batch:

@@ -4,6 +4,7 @@ import pytest
 
 from configs import digits
 from configs.copying import delayed
+from configs.lm import bytes as lm_bytes
 from configs.lra import listops
 
 VARIANTS = [
@@ -11,6 +12,8 @@ VARIANTS = [
     (delayed, "lru"),
     (listops, "lru"),
     (listops, "lru,tiny"),
+    (lm_bytes, "lru"),
+    (lm_bytes, "lru,tiny"),
 ]
 
 
@@ -27,7 +30,7 @@ def test_a_config_is_locked_and_its_header_says_how_to_run_it(module, variant):
     assert config.train.batch_size % 8 == config.evaluate.batch_size % 8 == 0
 
 
-@pytest.mark.parametrize("module", [digits, delayed, listops])
+@pytest.mark.parametrize("module", [digits, delayed, listops, lm_bytes])
 def test_an_unknown_variant_is_named(module):
     assert module.get_config() == module.get_config("lru")
     with pytest.raises(ValueError, match="lruu"):

@@ -1,6 +1,7 @@
 """Tables average what differs in the seed alone; curves are drawn with no screen."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ def make_run(tmp_path):
         provenance: str = "synthetic",
         learning_rate: float = 0.1,
         torn: bool = False,
+        changed: dict[str, Any] | None = None,
     ) -> None:
         path = tmp_path / "runs" / name
         path.mkdir(parents=True)
@@ -63,6 +65,7 @@ def make_run(tmp_path):
                 "steps": 20,
                 "steps_done": 20,
             }
+            result |= changed or {}
             (path / "result.json").write_text(json.dumps(result))
 
     return make_run
@@ -75,14 +78,14 @@ def rows(tmp_path) -> list[dict[str, str]]:
     return [dict(zip(report.COLUMNS, row, strict=True)) for row in cells]
 
 
-SCORE = "test at best validation, %"
+SCORE = "test at best validation"
 
 
 def test_seeds_are_averaged_with_the_sample_standard_deviation(make_run, tmp_path):
     for seed, accuracy in enumerate((0.5, 0.6, 0.7)):
         make_run(f"deep/er/{seed}", accuracy, seed=seed)
     (row,) = rows(tmp_path)
-    assert row[SCORE] == "60.00 ± 10.00"
+    assert row[SCORE] == "60.00 ± 10.00 %"
     assert (row["seeds"], row["failed"], row["parameters"]) == ("3", "0", "1,234")
     assert row["selection"] == "first best validation accuracy"
 
@@ -92,7 +95,7 @@ def test_one_seed_has_no_deviation_and_counts_once(make_run, tmp_path):
     make_run("again", 0.5)
     make_run("unfinished again", None)
     (row,) = rows(tmp_path)
-    assert (row[SCORE], row["seeds"], row["failed"]) == ("50.00", "1", "0")
+    assert (row[SCORE], row["seeds"], row["failed"]) == ("50.00 %", "1", "0")
 
 
 def test_runs_at_chance_stay_in_the_mean_and_unfinished_ones_are_counted(
@@ -102,7 +105,7 @@ def test_runs_at_chance_stay_in_the_mean_and_unfinished_ones_are_counted(
     make_run("chance", 0.22, seed=1)  # majority class 0.2, standard error 0.013
     make_run("unfinished", None, seed=2)
     (row,) = rows(tmp_path)
-    assert row[SCORE] == "51.00 ± 41.01"
+    assert row[SCORE] == "51.00 ± 41.01 %"
     assert (row["seeds"], row["failed"]) == ("2", "2")
 
 
@@ -112,9 +115,9 @@ def test_provenances_and_configs_are_never_mixed(make_run, tmp_path):
     make_run("c", 0.9, seed=1, learning_rate=0.2)
     got = {(row["provenance"], row[SCORE]) for row in rows(tmp_path)}
     assert got == {
-        ("synthetic", "50.00"),
-        ("official archive", "70.00"),
-        ("synthetic", "90.00"),
+        ("synthetic", "50.00 %"),
+        ("official archive", "70.00 %"),
+        ("synthetic", "90.00 %"),
     }
     assert len({row["config"] for row in rows(tmp_path)}) == 2
 
@@ -126,7 +129,10 @@ def test_the_command_prints_the_table_and_draws(make_run, tmp_path, capsys):
     out = capsys.readouterr().out
     figure = tmp_path / "out/figures/fake.png"
     assert out.startswith("| task |") and str(figure) in out
-    assert "Reference points, fake: chance 10.0, majority class 20.0, all 100.0" in out
+    assert (
+        "Reference points, fake: chance 10.0 %, majority class 20.0 %, all 100.0 %"
+        in out
+    )
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
@@ -154,3 +160,15 @@ def test_describe_ranks_the_result_among_the_reference_points(make_run, tmp_path
         "0.5000  test at last step (20)",
         "0.3000  memoryless loss",
     ]
+
+
+def test_bits_are_no_shares_and_fewer_are_better(make_run, tmp_path):
+    points = {"chance": 8.0, "frequencies": 4.5}
+    bits = {"larger_is_better": False, "reference_points": points}
+    make_run("a", 2.25, seed=0, changed=bits)
+    make_run("b", 4.75, seed=1, changed=bits)
+    (row,) = rows(tmp_path)
+    assert row[SCORE] == "3.5000 ± 1.7678"
+    assert row["failed"] == "1"
+    table = report.table(report.group_runs(report.find_runs([tmp_path])))
+    assert "Reference points, fake: frequencies 4.500, chance 8.000" in table

@@ -33,6 +33,7 @@ class Program:
     config: ConfigDict
     task: Task
     mesh: Mesh
+    graphdef: nnx.GraphDef  # of the model
     labels: Any  # the optimiser group of each parameter
     target: State  # shapes, dtypes and shardings
     init: Callable[[], State]
@@ -112,6 +113,7 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Pr
         config=config,
         task=task,
         mesh=mesh,
+        graphdef=graphdef,
         labels=labels,
         target=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +173,7 @@ def generate(
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "max_new_tokens"))
-def _prefill(graphdef, state, tokens, starts, max_new_tokens) -> tuple[jax.Array, Any]:
+def _prefill(graphdef, state, tokens, starts, max_new_tokens):
     """The logits after the prompts (B, V), and the carry."""
     model = nnx.merge(graphdef, state)
     batch, time = tokens.shape
@@ -204,7 +204,7 @@ def _decode(
     sampling,
     stop_tokens,
     pad_token,
-) -> Generated:
+):
     """The loop: draw, write, stop or feed back."""
     model = nnx.merge(graphdef, state)
     batch = logits.shape[0]

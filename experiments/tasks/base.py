@@ -1,7 +1,7 @@
 """What the runner knows about a task."""
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import jax
@@ -98,6 +98,20 @@ class TableTask(Task):
 
     def eval_batch(self, split: str, indices: np.ndarray) -> Batch:
         return self.batch(split, indices)
+
+
+class TextTask(TableTask):
+    """A task of a language model of text, whose tokens stand for characters."""
+
+    stop_tokens: ClassVar[tuple[int, ...]] = ()  # that end a text
+
+    @abc.abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of the beginning of a document."""
+
+    @abc.abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens that follow."""
 
 
 def classification_sums(

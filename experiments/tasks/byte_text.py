@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,13 @@ import numpy as np
 import optax
 
 from experiments.data import text
-from experiments.tasks.base import Batch, Model, Sums, TableTask, refuse_source
+from experiments.tasks.base import Batch, Model, Sums, TextTask, refuse_source
 
 START = 256  # the token before the first byte of a document
 VOCABULARY = 257
 
 
-class ByteText(TableTask):
+class ByteText(TextTask):
     """The next byte of text, in windows of a stream of documents.
 
     The documents of a split follow one another, each after a START token, and the
@@ -43,6 +44,7 @@ class ByteText(TableTask):
     selection_metric = "bits_per_byte"
     larger_is_better = False
     model_kwargs = {"vocab_size": VOCABULARY}
+    stop_tokens = (START,)
 
     def __init__(
         self,
@@ -97,6 +99,12 @@ class ByteText(TableTask):
             "targets": np.where(counts, targets, -1).astype(np.int16),
             "weight": np.ones(len(indices), np.float32),
         }
+
+    def encode(self, text: str) -> list[int]:
+        return [START, *text.encode()]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return bytes(t for t in tokens if t < START).decode(errors="replace")
 
     def loss(
         self,

@@ -9,7 +9,7 @@ RUN := $(VENV)/bin/python -m
 PIP := $(RUN) pip install --quiet --constraint .ci/constraints.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-aot bench lint format clean
+.PHONY: install demo test test-slow test-aot compile-kernels bench lint format clean
 
 install: $(INSTALLED)
 
@@ -31,10 +31,14 @@ test: install
 test-slow: install
 	$(RUN) pytest -m slow --numprocesses=2
 
-# Compiles the device kernels with the real compilers.
-test-aot: install
-	$(PIP) --editable '.[aot-tpu]'
-	$(RUN) pytest -m aot_tpu
+# Compiles the device kernels with the real compilers. They have an environment of their
+# own: with them JAX looks for their devices whenever it starts.
+test-aot:
+	$(MAKE) compile-kernels VENV=$(VENV)-aot
+
+compile-kernels: install
+	$(PIP) --editable '.[aot-tpu,aot-gpu]'
+	$(RUN) pytest -m 'aot_tpu or aot_gpu'
 
 bench: install
 	$(RUN) benchmarks.run $(if $(PEER),--peer $(PEER))

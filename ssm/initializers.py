@@ -31,3 +31,17 @@ def lru_gamma_log(nu_log: jax.Array) -> jax.Array:
     Shapes: (N,) -> (N,). Source: Orvieto et al. 2023 (2303.06349), section 3.4.
     """
     return 0.5 * jnp.log(-jnp.expm1(-2.0 * jnp.exp(nu_log)))
+
+
+def rg_lru_ring(u: jax.Array, *, r_min: float, r_max: float) -> jax.Array:
+    """The RG-LRU's `a_param` for decays on a ring, from a uniform draw in [0, 1).
+
+        a^2 = u (r_max^2 - r_min^2) + r_min^2 + 1e-8        a_param = log(1 / a - 1)
+
+    so that exp(-softplus(a_param)) = a, uniform on the ring r_min <= |z| <= r_max.
+
+    Shapes: (D,) -> (D,). Source: the released RecurrentGemma, for De et al. 2024
+    (2402.19427), section 2.4.
+    """
+    log_a = 0.5 * jnp.log(u * (r_max**2 - r_min**2) + r_min**2 + 1e-8)
+    return jnp.log(jnp.expm1(-log_a))

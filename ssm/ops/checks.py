@@ -16,6 +16,12 @@ def check_inexact(name: str, x: jax.Array) -> None:
         raise ValueError(f"{name} has dtype {x.dtype}, wanted real or complex floating")
 
 
+def check_real(name: str, x: jax.Array) -> None:
+    """Raises ValueError unless `x` is real floating point."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(f"{name} has dtype {x.dtype}, wanted real floating")
+
+
 def check_shape(
     name: str, x: jax.Array, *wanted: tuple[int, ...], meaning: str
 ) -> None:

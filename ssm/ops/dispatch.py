@@ -28,11 +28,6 @@ class Implementation(NamedTuple):
     refuse: Callable[..., str | None] = _never
 
 
-def not_installed(*args: Any, **kwargs: Any) -> str:
-    """The refusal of a device kernel that this version does not have."""
-    return "this version has no such kernel"
-
-
 def choose(
     op: str,
     name: str | None,

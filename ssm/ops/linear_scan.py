@@ -14,7 +14,7 @@ from ssm.ops.checks import (
     check_shape,
     is_complex,
 )
-from ssm.ops.dispatch import Implementation, choose, not_installed
+from ssm.ops.dispatch import Implementation, choose
 from ssm.ops.scan_loop import effective_decay, multiply, scan_loop
 from ssm.ops.scan_xla import scan_associative, scan_sequential
 from ssm.ops.sharding import spread, vary_alike
@@ -37,6 +37,23 @@ def _refuse_pallas_tpu(x, decay, h0, reset, *, log, reverse):
     )
 
 
+def _mosaic_gpu(x, decay, h0, reset, *, log, reverse):
+    from pallas_kernels import linear_scan_gpu
+
+    h, last = linear_scan_gpu.linear_scan(
+        _planes(x), _planes(decay), _planes(h0), reset, log=log, reverse=reverse
+    )
+    return (lax.complex(*h), lax.complex(*last)) if is_complex(x) else (*h, *last)
+
+
+def _refuse_mosaic_gpu(x, decay, h0, reset, *, log, reverse):
+    from pallas_kernels import linear_scan_gpu
+
+    return linear_scan_gpu.refuse(
+        _planes(x), _planes(decay), _planes(h0), reset, log=log, reverse=reverse
+    )
+
+
 def _planes(x: jax.Array) -> tuple[jax.Array, ...]:
     """A complex array as real and imaginary part, as the device kernels take it."""
     return (jnp.real(x), jnp.imag(x)) if is_complex(x) else (x,)
@@ -47,7 +64,7 @@ _TABLE = {
     "scan": Implementation(scan_sequential),
     "associative": Implementation(scan_associative),
     "pallas_tpu": Implementation(_pallas_tpu, _refuse_pallas_tpu),
-    "mosaic_gpu": Implementation(scan_loop, not_installed),
+    "mosaic_gpu": Implementation(_mosaic_gpu, _refuse_mosaic_gpu),
 }
 _PREFERENCE = {
     "cpu": ("loop",),

@@ -6,6 +6,7 @@ cycles, which are compared with tests/aot/tpu_cycles.json.
 """
 
 import importlib.util
+import itertools
 import json
 
 import pytest
@@ -20,16 +21,23 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=tpu.CHIPS)
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(tpu.FAMILIES, tpu.CHIPS),
+    ids="-".join,
+)
 def compiled(request):
-    """The chip and what its compiler says of every kernel."""
-    return request.param, tpu.reports(request.param)
+    """The family, the chip, and what its compiler says of every kernel."""
+    family, chip = request.param
+    return family, chip, tpu.reports(chip, family)
 
 
 @needs_libtpu
 def test_kernels_compile_to_one_call_and_nothing_else(compiled):
-    chip, reports = compiled
-    assert len(reports) == 2 * len(tpu.CASES | tpu.RAGGED)
+    family, chip, reports = compiled
+    cases = tpu.FAMILIES[family].CASES | tpu.FAMILIES[family].RAGGED
+    overheads = {name: getattr(case, "overhead", 0.04) for name, case in cases.items()}
+    assert len(reports) == 2 * len(cases)
     for report in reports:
         name = f"{report['kernel']} on {chip}"
         assert report["custom_calls"] == 1, name
@@ -42,13 +50,15 @@ def test_kernels_compile_to_one_call_and_nothing_else(compiled):
         # The mask of the resets as numbers, and states, an array of one time step each.
         small = 0.01 * report["ideal_bytes"]
         assert report["temporary_bytes"] <= small, name
-        assert 0 <= report["bytes"] - report["ideal_bytes"] <= 4 * small, name
+        overhead = overheads[report["kernel"].rpartition(", ")[0]]
+        over = report["bytes"] / report["ideal_bytes"] - 1
+        assert 0 <= over <= overhead, name
 
 
 @needs_libtpu
 def test_static_cycles_are_those_of_the_table(compiled):
-    chip, reports = compiled
-    stored = json.loads(tpu.TABLE.read_text())
+    family, chip, reports = compiled
+    stored = json.loads(tpu.TABLE.read_text())[family]
     reports = [report for report in reports if report["cycles"] is not None]
     assert {report["kernel"] for report in reports} == set(stored)
     off = {
@@ -56,7 +66,9 @@ def test_static_cycles_are_those_of_the_table(compiled):
         for report in reports
         if abs(report["cycles"] / stored[report["kernel"]][chip] - 1) > 0.1
     }
-    assert not off, f"cycles (now, stored) on {chip}; python -m tests.aot.tpu --write"
+    assert not off, (
+        f"cycles (now, stored) on {chip}; python -m tests.aot.tpu --write {family}"
+    )
 
 
 def test_cycles_count_a_loop_as_often_as_it_turns():

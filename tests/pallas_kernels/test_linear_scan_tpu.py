@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType, PartitionSpec
 
-from pallas_kernels import linear_scan_tpu
+from pallas_kernels import linear_scan_tpu, scan_tiles_tpu, target
 from ssm import ops, reference
 from tests.pairwise import pairwise
 from tests.ssm.ops import test_linear_scan as of_the_op
@@ -48,33 +47,6 @@ FULL = pairwise(
         "reverse": (False, True),
     }
 )
-
-
-@pytest.fixture
-def as_tpu(monkeypatch):
-    """Lets the op believe that it is on a TPU, and interprets its kernels."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    parameters = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-    # Most of the time of a test is the compiler at work on the interpreter.
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pltpu.force_tpu_interpret_mode(parameters):
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def tiles(monkeypatch):
-    """Sets some of the fields of the tiles that are chosen."""
-    choose = linear_scan_tpu.choose_tiles
-
-    def set_fields(**fields):
-        monkeypatch.setattr(
-            linear_scan_tpu,
-            "choose_tiles",
-            lambda *arguments: choose(*arguments)._replace(**fields),
-        )
-
-    return set_fields
 
 
 def name_of(row):
@@ -230,7 +202,7 @@ def test_extreme_decays_stay_finite():
 
 
 def test_a_tpu_takes_the_kernel_unasked(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(target, "platform", lambda: "tpu")
     x, a, _ = of_the_op.inputs()
     assert "linear_scan_forward" in str(
         jax.make_jaxpr(lambda x, a: ops.linear_scan(x, a))(x, a)
@@ -240,7 +212,7 @@ def test_a_tpu_takes_the_kernel_unasked(monkeypatch):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("dtype", ["float16", "float64", "complex128"])
 def test_other_dtypes_are_refused_or_left_to_others(monkeypatch, dtype):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(target, "platform", lambda: "tpu")
     x = jnp.ones((1, 4, 2), dtype)
     log_a = jnp.zeros_like(x)
     with pytest.raises(NotImplementedError, match=f"x is float{dtype[-2:]}|x is float"):
@@ -254,13 +226,13 @@ def test_refuses_where_there_is_no_tpu():
         ops.linear_scan(x, x, implementation="pallas_tpu")
 
 
-@pytest.mark.parametrize("device_kind", ["", *linear_scan_tpu.LIMITS])
+@pytest.mark.parametrize("device_kind", ["", *scan_tiles_tpu.LIMITS])
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (7, 100, 130), (8, 4096, 1500), (64, 65536, 8192)]
 )
 @pytest.mark.parametrize("size", [6, 40])
 def test_tiles_fit(device_kind, shape, size):
-    limits = linear_scan_tpu.LIMITS.get(device_kind, linear_scan_tpu.Limits())
+    limits = scan_tiles_tpu.LIMITS.get(device_kind, scan_tiles_tpu.Limits())
     tiles = linear_scan_tpu.choose_tiles(shape, size, device_kind)
     assert shape[0] % tiles.chains == 0
     assert tiles.width == shape[2] or tiles.width % 128 == 0

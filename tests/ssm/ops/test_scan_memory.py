@@ -125,3 +125,49 @@ def test_backward_holds_the_inputs_and_h(name, constant, dtype):
     compiled = jax.jit(vjp_of(run)).lower(arguments, outputs).compile()
     plane = PLANE * jnp.dtype(dtype).itemsize
     assert compiled.memory_analysis().temp_size_in_bytes < 2.2 * plane
+
+
+def fused(name, reverse=False, reset=None):
+    """A fused op on x, its gates and its parameters, from a state."""
+
+    def rg_lru(x, r, i, a_param, h0):
+        return ops.rg_lru_scan(
+            x * 1.0001, r, i, a_param, h0=h0, reset=reset, implementation="loop"
+        )
+
+    def hgrn(x, f, bound, theta, h0):
+        return ops.hgrn_scan(
+            *(x * 1.0001, f, bound),
+            theta=theta if name == "hgrn, turned" else None,
+            h0=h0,
+            reset=reset,
+            reverse=reverse,
+            implementation="loop",
+        )
+
+    real = jax.ShapeDtypeStruct((BATCH, TIME, WIDTH), jnp.float32)
+    dtype = jnp.complex64 if name == "hgrn, turned" else jnp.float32
+    x = jax.ShapeDtypeStruct(real.shape, dtype)
+    row = jax.ShapeDtypeStruct((WIDTH,), jnp.float32)
+    h0 = jax.ShapeDtypeStruct((BATCH, WIDTH), dtype)
+    if name == "rg_lru":
+        return rg_lru, (x, real, real, row, h0)
+    return hgrn, (x, real, row, row, h0)
+
+
+@pytest.mark.parametrize(
+    ("name", "reverse"),
+    [("rg_lru", False), ("hgrn", False), ("hgrn", True), ("hgrn, turned", True)],
+)
+@pytest.mark.parametrize("with_reset", [False, True])
+def test_fused_ops_copy_nothing_and_hold_the_inputs_and_h(name, reverse, with_reset):
+    reset = jnp.zeros((BATCH, TIME), bool).at[:, 5].set(True) if with_reset else None
+    run, arguments = fused(name, reverse, reset)
+    outputs = jax.eval_shape(run, *arguments)
+    forward = jax.jit(run).lower(*arguments).compile()
+    backward = jax.jit(vjp_of(run)).lower(arguments, outputs).compile()
+    assert whole_copies_in_loops(forward.as_text()) == 0
+    assert whole_copies_in_loops(backward.as_text()) == 0
+    plane = PLANE * outputs[0].dtype.itemsize
+    # The scaled x, which stands for a temporary of the layer, and h; no gates.
+    assert backward.memory_analysis().temp_size_in_bytes < 2.2 * plane

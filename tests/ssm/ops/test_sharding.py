@@ -36,6 +36,22 @@ def _linear_scan(x, log_a, h0, **options):
     return ops.linear_scan(x, log_a=log_a, h0=h0, **options)
 
 
+def _rg_lru_scan(x, r, i, a_param, h0, **options):
+    return ops.rg_lru_scan(x, r, i, a_param, h0=h0, **options)
+
+
+def _hgrn_scan(x, f, lower_bound, h0, **options):
+    return ops.hgrn_scan(x, f, lower_bound, h0=h0, **options)
+
+
+def _complex_hgrn_scan(x, f, lower_bound, theta, h0, **options):
+    return ops.hgrn_scan(x, f, lower_bound, theta=theta, h0=h0, **options)
+
+
+def _lightning_attention(q, k, v, log_decay, s0, **options):
+    return ops.lightning_attention(q, k, v, log_decay, s0=s0, **options)
+
+
 def _normal(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).normal(size=shape)
 
@@ -70,6 +86,48 @@ OPS = {
         (_complex(B, T, D), _decay(_complex(D)), _complex(B, D)),
         (P(None, "time"), P(), P()),
     ),
+}
+TIME = P(None, "time")
+A_PARAM = np.linspace(-6.0, -1.0, D)
+BOUND = np.linspace(0.0, 0.9, D)
+H, K, V = 2, 3, 5
+OPS |= {
+    "rg_lru_scan": Op(
+        _rg_lru_scan,
+        (*(_normal(B, T, D, seed=i) for i in range(3)), A_PARAM, _normal(B, D)),
+        (TIME, TIME, TIME, P(), P()),
+        reversible=False,
+    ),
+    "hgrn_scan": Op(
+        _hgrn_scan,
+        (_normal(B, T, D), _normal(B, T, D, seed=1), BOUND, _normal(B, D)),
+        (TIME, TIME, P(), P()),
+    ),
+    "hgrn_scan, complex": Op(
+        _complex_hgrn_scan,
+        (
+            _complex(B, T, D),
+            _normal(B, T, D, seed=1),
+            BOUND,
+            _normal(D),
+            _complex(B, D),
+        ),
+        (TIME, TIME, P(), P(), P()),
+    ),
+} | {
+    f"lightning_attention, decay of rank {rank}": Op(
+        _lightning_attention,
+        (
+            _normal(B, T, H, K),
+            _normal(B, T, H, K, seed=1),
+            _normal(B, T, H, V),
+            -np.abs(_normal(*((H,) if rank == 1 else (B, T, H, K)[:rank]))),
+            _normal(B, H, K, V),
+        ),
+        (TIME, TIME, TIME, P() if rank == 1 else TIME, P()),
+        reversible=False,
+    )
+    for rank in (1, 3, 4)
 }
 # Resets on the first step of a device's part, on its last, inside, and none.
 RESET = np.zeros((B, T), bool)
@@ -210,7 +268,13 @@ def test_a_surrounding_shard_map_is_left_alone(name):
     assert_same(out, jnp.concatenate(halves, axis=1))
 
 
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.startswith("linear") else pytest.mark.slow)
+        for name in OPS
+    ],
+)
 def test_second_derivative_along_time(name):
     op = OPS[name]
 

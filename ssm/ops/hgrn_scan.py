@@ -1,0 +1,231 @@
+"""The recurrence of the HGRN, with its forget gate."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ssm.ops.checks import (
+    accumulation_dtype,
+    check_inexact,
+    check_real,
+    check_reset,
+    check_shape,
+    is_complex,
+)
+from ssm.ops.dispatch import Implementation, choose
+from ssm.ops.gated_scan import gated_associative, gated_loop, gated_sequential, make
+from ssm.ops.scan_loop import multiply
+from ssm.ops.sharding import spread, vary_alike
+
+
+def _gates(inputs, parameters, reset):
+    (f, x), (bound, *rotation) = inputs, parameters
+    decay = bound + (1 - bound) * jax.nn.sigmoid(f)
+    if reset is not None:
+        decay = jnp.where(reset, jnp.zeros_like(decay, shape=()), decay)
+    drive = multiply((1 - bound) * jax.nn.sigmoid(-f), x)  # 1 - decay would cancel
+    return (multiply(decay, *rotation) if rotation else decay), drive
+
+
+def _parameters(bound, theta):
+    if theta is None:
+        return (bound,)
+    return bound, lax.complex(jnp.cos(theta), jnp.sin(theta))
+
+
+def _xla(scan):
+    def run(x, f, bound, theta, h0, reset, *, reverse):
+        inputs = f, (x if theta is None else x.astype(h0.dtype))
+        parameters = _parameters(bound, theta)
+        return scan(_gates, inputs, parameters, h0, reset, reverse=reverse)
+
+    return Implementation(run)
+
+
+def _pallas_tpu(x, f, bound, theta, h0, reset, *, reverse):
+    from pallas_kernels import hgrn_tpu  # costs half a second: at first use
+
+    h, last = hgrn_tpu.hgrn_scan(
+        _planes(x), f, bound, theta, _planes(h0), reset, reverse=reverse
+    )
+    return (lax.complex(*h), lax.complex(*last)) if is_complex(h0) else (*h, *last)
+
+
+def _refuse_pallas_tpu(x, f, bound, theta, h0, reset, *, reverse):
+    from pallas_kernels import hgrn_tpu
+
+    return hgrn_tpu.refuse(_planes(x), f)
+
+
+def _mosaic_gpu(x, f, bound, theta, h0, reset, *, reverse):
+    from pallas_kernels import hgrn_gpu
+
+    h, last = hgrn_gpu.hgrn_scan(
+        _planes(x), f, bound, theta, _planes(h0), reset, reverse=reverse
+    )
+    return (lax.complex(*h), lax.complex(*last)) if is_complex(h0) else (*h, *last)
+
+
+def _refuse_mosaic_gpu(x, f, bound, theta, h0, reset, *, reverse):
+    from pallas_kernels import hgrn_gpu
+
+    return hgrn_gpu.refuse(_planes(x), f)
+
+
+def _planes(x: jax.Array) -> tuple[jax.Array, ...]:
+    """A complex array as real and imaginary part, as the device kernels take it."""
+    return (jnp.real(x), jnp.imag(x)) if is_complex(x) else (x,)
+
+
+_TABLE = {
+    "loop": _xla(gated_loop),
+    "scan": _xla(gated_sequential),
+    "associative": _xla(gated_associative),
+    "pallas_tpu": Implementation(_pallas_tpu, _refuse_pallas_tpu),
+    "mosaic_gpu": Implementation(_mosaic_gpu, _refuse_mosaic_gpu),
+}
+_PREFERENCE = {
+    "cpu": ("loop",),
+    "tpu": ("pallas_tpu", "associative"),
+    "gpu": ("mosaic_gpu", "associative"),
+    "default": ("associative",),
+}
+
+
+def hgrn_scan(
+    x: jax.Array,
+    f: jax.Array,
+    lower_bound: jax.Array,
+    *,
+    theta: jax.Array | None = None,
+    h0: jax.Array | None = None,
+    reset: jax.Array | None = None,
+    reverse: bool = False,
+    time_axis: str | None = None,
+    implementation: str | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs the recurrence of the HGRN over time, forget gate included.
+
+        l_t = lower_bound + (1 - lower_bound) sigmoid(f_t)
+        h_t = l_t exp(1j theta) * h_{t-1} + (1 - l_t) * x_t             (elementwise)
+
+    Args:
+      x: (B, T, D), real or complex floating. T may be 0.
+      f: (B, T, D), the forget gate before its sigmoid, real.
+      lower_bound: (D,), the least decay, below 1.
+      theta: (D,), what the state turns by in a step, in radians; None for no turn. With
+        it h is complex, whatever x is.
+      h0: (B, D), the state before the first step; None is zero. Complex only where h
+        is.
+      reset: (B, T) bool. True clears the state before x_t is added: x_t starts anew.
+      reverse: scan from the last time step to the first; "before" and "last" then
+        follow the direction of the scan.
+      time_axis: inside a `shard_map`, the mesh axis over which time is sharded. Outside
+        of one leave it None: the op takes the mesh axes data, fsdp, tensor and time of
+        an ambient mesh by itself.
+      implementation: "loop", "scan", "associative", "pallas_tpu", "mosaic_gpu", or None
+        for the fastest that can run here. All give the same answer; with a bfloat16 f
+        "pallas_tpu" computes the sigmoid to 1e-7 absolute, not relative.
+
+    Returns:
+      h (B, T, D) and h_last (B, D), the state after the last step in scan order.
+      Without theta h has the dtype of x, and h_last that of the accumulation: float32
+      or complex64, float64 or complex128 if x is. With theta both are complex64, or
+      complex128 if x is float64 or complex128.
+
+    Differentiable in x, f, lower_bound, theta and h0: in reverse mode any number of
+    times, in forward mode with "scan" and "associative". The backward pass keeps inputs
+    and h and makes the gate again.
+
+    Raises:
+      ValueError: an argument has a wrong shape or dtype, h0 is complex while h is real,
+        or a mesh does not divide the arrays.
+      NotImplementedError: a named implementation cannot run here.
+
+    Source: Qin et al. 2023, HGRN (2311.04823), section 3.2.
+    """
+    x, f, bound, theta, h0, reset = _check(x, f, lower_bound, theta, h0, reset)
+    out_dtype = x.dtype if theta is None else h0.dtype
+    if x.shape[1] == 0:
+        return x.astype(out_dtype), h0
+    if x.shape[1] == 1:  # a decoding step: nothing to loop over
+        row = None if reset is None else reset[:, 0]
+        inputs = f[:, 0], x[:, 0]
+        decay, drive = make(_gates, inputs, _parameters(bound, theta), row, h0.dtype)
+        h = multiply(decay, h0) + drive.astype(h0.dtype)
+        return h[:, None].astype(out_dtype), h
+    options = {"reverse": bool(reverse)}
+
+    def local(inputs, h0):
+        x, f, bound, theta, reset, h0 = vary_alike((*inputs, h0))
+        arguments = x, f, bound, theta, h0, reset
+        run = choose(
+            "hgrn_scan", implementation, _TABLE, _PREFERENCE, *arguments, **options
+        )
+        return run(*arguments, **options)
+
+    return spread(
+        "hgrn_scan",
+        local,
+        (x, f, bound, theta, reset),
+        h0,
+        axes=("btd", "btd", "d", "d", "bt"),
+        state_axes="bd",
+        out_axes="btd",
+        decay_product=functools.partial(_decay_product, dtype=h0.dtype),
+        reverse=reverse,
+        time_axis=time_axis,
+    )
+
+
+def _decay_product(inputs, *, dtype):
+    """The product of the decays over time, (B, D); 0 where a reset lies between."""
+    _, f, bound, theta, reset = inputs
+    bound = bound[None, None]
+    sigmoid = jax.nn.sigmoid(f.astype(bound.dtype))
+    product = jnp.prod(bound + (1 - bound) * sigmoid, axis=1)
+    if reset is not None:
+        zero = jnp.zeros_like(product)
+        product = jnp.where(reset.any(1)[:, None], zero, product)
+    if theta is None:
+        return product.astype(dtype)
+    angle = f.shape[1] * theta
+    return multiply(product, lax.complex(jnp.cos(angle), jnp.sin(angle))[None])
+
+
+def _check(x, f, lower_bound, theta, h0, reset):
+    """The arguments as arrays, parameters and `h0` in the accumulation dtype."""
+    x, f, bound = map(jnp.asarray, (x, f, lower_bound))
+    check_inexact("x", x)
+    check_real("f", f)
+    check_real("lower_bound", bound)
+    if x.ndim != 3:
+        raise ValueError(f"x has shape {x.shape}, wanted three axes = (B, T, D)")
+    batch, time, width = x.shape
+    check_shape("f", f, x.shape, meaning="(B, T, D)")
+    check_shape("lower_bound", bound, (width,), meaning="(D,)")
+    dtype = accumulation_dtype(x.dtype)
+    real = jnp.finfo(dtype).dtype
+    if theta is not None:
+        theta = jnp.asarray(theta)
+        check_real("theta", theta)
+        check_shape("theta", theta, (width,), meaning="(D,)")
+        theta = theta.astype(real)
+        dtype = np.result_type(dtype, np.complex64)
+    if h0 is None:
+        h0 = jnp.zeros((batch, width), dtype)
+    h0 = jnp.asarray(h0)
+    check_inexact("h0", h0)
+    check_shape("h0", h0, (batch, width), meaning="(B, D)")
+    if is_complex(h0) and not np.issubdtype(dtype, np.complexfloating):
+        raise ValueError(
+            f"h0 is {h0.dtype} while x is {x.dtype} and there is no theta: wanted both "
+            "real, or x made complex first"
+        )
+    if reset is not None:
+        reset = jnp.asarray(reset)
+        check_reset(reset, batch, time)
+    return x, f, bound.astype(real), theta, h0.astype(dtype), reset

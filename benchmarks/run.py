@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import import_cost, listops, runner, scan, train_step
+from benchmarks import import_cost, layers, listops, ops, runner, train_step
 from benchmarks.harness import ROOT, environment
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -27,7 +27,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     benchmarks: dict[str, Callable[[], str]] = {
-        "scan": scan.run,
+        "ops": functools.partial(ops.run, options.out),
+        "layers": layers.run,
         "train_step": functools.partial(train_step.run, options.peer),
         "runner": runner.run,
         "listops": listops.run,

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import run, scan
+from benchmarks import layers, ops, run
 from benchmarks.harness import at_least, at_most, check_close, interleaved, table
 
 
@@ -34,10 +34,39 @@ def test_table_is_markdown():
     assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "complex64"])
-def test_scan_case_agrees_on_a_small_shape(dtype: str):
-    row = scan.case((2, 9, 3), dtype, 0.0, None, repeats=1)
-    assert row[0] == f"(2, 9, 3) {dtype}"
+SMALL_CASES = {
+    "float32": lambda: ops.linear_scan_case((2, 9, 3), "float32", {"lax.scan": 1e9}),
+    "bfloat16": lambda: ops.linear_scan_case((2, 9, 3), "bfloat16", {}),
+    "complex64": lambda: ops.linear_scan_case((2, 9, 3), "complex64", {}),
+    "constant": lambda: ops.linear_scan_case((2, 9, 3), "complex64", {}, True),
+    "rg_lru": lambda: ops.rg_lru_case((2, 9, 3), "float32"),
+    "hgrn": lambda: ops.hgrn_case((2, 9, 3), "bfloat16", False),
+    "complex hgrn": lambda: ops.hgrn_case((2, 9, 3), "float32", True),
+    "lightning": lambda: ops.lightning_case((1, 64, 2, 3), "float32", True),
+}
+
+
+@pytest.mark.parametrize("make", SMALL_CASES.values(), ids=SMALL_CASES)
+def test_all_programs_of_a_case_agree_on_a_small_shape(make):
+    case = make()
+    forward, backward = ops.measure(case, repeats=1)
+    assert set(forward["seconds"]) >= {"ours", *case.others}
+    assert backward["bytes"] > forward["bytes"] > case.arguments[0].nbytes
+    assert ops.format_row(backward, {})[1] == "forward and backward"
+    if "lax.scan" in case.goals:
+        assert "goal 1e+09x, MISSED" in ops.format_row(backward, case.goals)[-1]
+
+
+def test_a_wrong_case_is_refused():
+    case = SMALL_CASES["float32"]()
+    wrong = case._replace(others={"wrong": lambda x, a: case.truth(x, 1.01 * a)})
+    with pytest.raises(AssertionError, match="linear_scan, wrong is off by"):
+        ops.measure(wrong, repeats=1)
+
+
+def test_layers_agree_on_a_small_shape():
+    (name, make), *_ = layers.LAYERS.items()
+    assert layers.case(name, make, (2, 8, 4), repeats=1)[0] == name
 
 
 def test_results_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -53,4 +82,4 @@ def test_an_unknown_name_lists_the_known(
     monkeypatch.setattr(sys, "argv", ["run", "scam"])
     with pytest.raises(SystemExit):
         run.main()
-    assert "unknown: scam (known: scan," in capsys.readouterr().err
+    assert "unknown: scam (known: ops," in capsys.readouterr().err

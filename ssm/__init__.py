@@ -5,15 +5,30 @@
 """
 
 from ssm import blocks, generate, layers, models, ops, param_groups
-from ssm.layers import LRU, Bidirectional
+from ssm.layers import (
+    LRU,
+    RGLRU,
+    Attention,
+    Bidirectional,
+    CausalConv1D,
+    GatedMLP,
+    GriffinRecurrence,
+    LocalAttention,
+)
 from ssm.models import LanguageModel, SequenceClassifier
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LRU",
+    "RGLRU",
+    "Attention",
     "Bidirectional",
+    "CausalConv1D",
+    "GatedMLP",
+    "GriffinRecurrence",
     "LanguageModel",
+    "LocalAttention",
     "SequenceClassifier",
     "blocks",
     "generate",

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from ssm.layers.base import Carry, SequenceLayer, Stepping
 
-Norm = Literal["layer", "rms", "batch"]
+Norm = Literal["layer", "rms", "gemma", "batch"]
 Glu = Literal["full", "half", "none"]
 
 
@@ -21,9 +21,16 @@ def make_norm(
     param_dtype: DTypeLike,
     rngs: nnx.Rngs,
 ) -> nnx.Module:
-    """A norm over the channels ("layer", "rms") or over batch and time ("batch")."""
-    if kind not in ("layer", "rms", "batch"):
-        raise ValueError(f"norm={kind!r} is unknown, wanted 'layer', 'rms' or 'batch'")
+    """A norm over the channels, or over batch and time if its kind is "batch".
+
+    Of the others "gemma" is `GemmaNorm`, "layer" and "rms" are those of Flax.
+    """
+    if kind not in ("layer", "rms", "gemma", "batch"):
+        raise ValueError(
+            f"norm={kind!r} is unknown, wanted 'layer', 'rms', 'gemma' or 'batch'"
+        )
+    if kind == "gemma":
+        return GemmaNorm(width, dtype=dtype, param_dtype=param_dtype)
     if kind == "batch":
         return nnx.BatchNorm(
             width,
@@ -45,6 +52,38 @@ def apply_norm(
         return norm(x)
     mask = None if mask is None else mask[..., None]
     return norm(x, use_running_average=not train, mask=mask)
+
+
+class GemmaNorm(nnx.Module):
+    """Root-mean-square norm whose scale is stored as its difference from one.
+
+        y = x / sqrt(mean(x^2) + 1e-6) * (1 + scale)
+
+    Shapes: x (..., width) -> y (..., width). Parameters: scale (width,), zero.
+
+    Computed in float32, or wider if x is, and rounded once: to `dtype`, or for None to
+    what the inputs and the parameter promote to.
+
+    Source: Zhang and Sennrich 2019 (1910.07467), as in Gemma and RecurrentGemma.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.zeros((width,), param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.scale[...]
+        dtype = self.dtype or jnp.promote_types(x.dtype, scale.dtype)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        x, scale = x.astype(wide), scale.astype(wide)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+        return (x * (1 + scale).reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
 
 
 class S4Block(Stepping, nnx.Module):
@@ -122,6 +161,76 @@ class S4Block(Stepping, nnx.Module):
         if self.glu == "half":
             return v * nnx.sigmoid(self.gate(v))
         return nnx.glu(self.gate(v))
+
+    def _drop(self, v, key):
+        return v if key is None else self.dropout(v, deterministic=False, rngs=key)
+
+    def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:
+        return self.mixer.init_carry(batch_size, max_length=max_length)
+
+
+class ResidualBlock(Stepping, nnx.Module):
+    """The residual block of Transformers: a mixer over time, then one over channels.
+
+        z = x + drop(mixer(norm(x)))            y = z + drop(mlp(mlp_norm(z)))
+
+    Shapes: x (B, T, d_model) -> y (B, T, d_model); the carry is the mixer's.
+
+        y, carry = block(x, carry=None, *, reset=None, key=None, mask=None, train=False)
+
+    Args:
+      mixer: any sequence layer of width d_model.
+      mlp: a map (B, T, d_model) -> (B, T, d_model) of each step, such as `GatedMLP`.
+      d_model: width of the inputs and outputs.
+      norm: kind of both norms, see `make_norm`.
+      dropout: rate at the end of both branches.
+      dtype, param_dtype: of the norms.
+
+    Dropout happens if a PRNG `key` is given, and only then. `mask` (B, T) bool and
+    `train` concern batch norm alone: where its statistics come from.
+
+    Source: with the Gemma norm, De et al. 2024, Griffin (2402.19427), section 2.1.
+    """
+
+    def __init__(
+        self,
+        mixer: SequenceLayer,
+        mlp: nnx.Module,
+        d_model: int,
+        *,
+        norm: Norm = "gemma",
+        dropout: float = 0.0,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.norm = make_norm(norm, d_model, rngs=rngs, **types)
+        self.mixer = mixer
+        self.mlp_norm = make_norm(norm, d_model, rngs=rngs, **types)
+        self.mlp = mlp
+        self.dropout = nnx.Dropout(dropout)
+
+    @property
+    def causal(self) -> bool:
+        return self.mixer.causal
+
+    def __call__(
+        self,
+        x: jax.Array,
+        carry: Carry = None,
+        *,
+        reset: jax.Array | None = None,
+        key: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, Carry]:
+        keys = (None, None) if key is None else jax.random.split(key)
+        v = apply_norm(self.norm, x, mask=mask, train=train)
+        v, carry = self.mixer(v, carry, reset=reset)
+        z = x + self._drop(v, keys[0])
+        v = self.mlp(apply_norm(self.mlp_norm, z, mask=mask, train=train))
+        return z + self._drop(v, keys[1]), carry
 
     def _drop(self, v, key):
         return v if key is None else self.dropout(v, deterministic=False, rngs=key)

@@ -1,7 +1,25 @@
 """Sequence layers, one a file: `y, carry = layer(x, carry=None, *, reset=None)`."""
 
+from ssm.layers.attention import Attention
 from ssm.layers.base import SequenceLayer
 from ssm.layers.bidirectional import Bidirectional
+from ssm.layers.block_diagonal import BlockDiagonalLinear
+from ssm.layers.causal_conv1d import CausalConv1D
+from ssm.layers.gated_mlp import GatedMLP
+from ssm.layers.griffin_recurrence import GriffinRecurrence
+from ssm.layers.local_attention import LocalAttention
 from ssm.layers.lru import LRU
+from ssm.layers.rg_lru import RGLRU
 
-__all__ = ["LRU", "Bidirectional", "SequenceLayer"]
+__all__ = [
+    "LRU",
+    "RGLRU",
+    "Attention",
+    "Bidirectional",
+    "BlockDiagonalLinear",
+    "CausalConv1D",
+    "GatedMLP",
+    "GriffinRecurrence",
+    "LocalAttention",
+    "SequenceLayer",
+]

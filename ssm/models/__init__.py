@@ -1,7 +1,8 @@
 """Models: an encoder, a stack of blocks, a head."""
 
+from ssm.models import griffin
 from ssm.models.classifier import SequenceClassifier
 from ssm.models.language_model import LanguageModel
 from ssm.models.stack import Stack
 
-__all__ = ["LanguageModel", "SequenceClassifier", "Stack"]
+__all__ = ["LanguageModel", "SequenceClassifier", "Stack", "griffin"]

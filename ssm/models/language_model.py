@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ssm.blocks import Norm, make_norm
 from ssm.layers.base import Carry, Stepping
 from ssm.models.encoder import encode
-from ssm.models.stack import MakeBlock, Stack
+from ssm.models.stack import MakeBlock, Pattern, Stack
 
 
 class LanguageModel(Stepping, nnx.Module):
@@ -21,12 +22,21 @@ class LanguageModel(Stepping, nnx.Module):
     causal model may be run whole, in chunks with the carry passed on, or in steps:
     `logits_t, carry = model.step(tokens_t, carry)` with tokens_t (B,).
 
+    `reset` marks the starts of packed documents, which then never see each other. To
+    compare with a model that reads across their borders leave it None: there is no
+    other switch.
+
     Args:
-      make_block: builds one block, see `Stack`.
+      make_block: builds one block, or several such in turn, see `Stack`.
       n_layers, d_model, vocab_size: sizes.
       n_outputs: number of logits; None is vocab_size.
       tied: use the embedding as the output map (then n_outputs must be vocab_size).
-      final_norm: a layer norm before the output map.
+      embedding_scale: multiplies the embeddings on their way in; RecurrentGemma has
+        sqrt(d_model), rounded to bfloat16.
+      final_norm: the norm before the output map: its kind, see `blocks.make_norm`;
+        True is "layer", False none.
+      soft_cap: bounds the logits smoothly, `soft_cap * tanh(logits / soft_cap)`; None
+        does not.
       scan_layers, remat: see `Stack`.
       dtype, param_dtype: of the computation and of the parameters.
 
@@ -36,14 +46,16 @@ class LanguageModel(Stepping, nnx.Module):
 
     def __init__(
         self,
-        make_block: MakeBlock,
+        make_block: MakeBlock | Pattern,
         *,
         n_layers: int,
         d_model: int,
         vocab_size: int,
         n_outputs: int | None = None,
         tied: bool = False,
-        final_norm: bool = True,
+        embedding_scale: float = 1.0,
+        final_norm: Norm | bool = True,
+        soft_cap: float | None = None,
         scan_layers: bool = False,
         remat: bool = False,
         dtype: DTypeLike | None = None,
@@ -56,12 +68,20 @@ class LanguageModel(Stepping, nnx.Module):
                 f"n_outputs={n_outputs} with tied=True, "
                 f"wanted {vocab_size} = vocab_size"
             )
+        if soft_cap is not None and not soft_cap > 0:
+            raise ValueError(f"soft_cap={soft_cap}, wanted a positive number or None")
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.embedding_scale, self.soft_cap = embedding_scale, soft_cap
         self.encoder = nnx.Embed(vocab_size, d_model, rngs=rngs, **types)
         self.stack = Stack(
             make_block, n_layers, scan_layers=scan_layers, remat=remat, rngs=rngs
         )
-        self.norm = nnx.LayerNorm(d_model, rngs=rngs, **types) if final_norm else None
+        kind: Norm | bool = "layer" if final_norm is True else final_norm
+        self.norm = (
+            make_norm(kind, d_model, rngs=rngs, **types)
+            if isinstance(kind, str)
+            else None
+        )
         self.head = None if tied else nnx.Linear(d_model, n_outputs, rngs=rngs, **types)
 
     def __call__(
@@ -74,11 +94,16 @@ class LanguageModel(Stepping, nnx.Module):
         train: bool = False,
     ) -> tuple[jax.Array, Carry]:
         x = encode(self.encoder, tokens)
+        if self.embedding_scale != 1:
+            x = x * jnp.asarray(self.embedding_scale, x.dtype)
         x, carry = self.stack(x, carry, reset=reset, key=key, train=train)
         if self.norm is not None:
             x = self.norm(x)
         logits = self.encoder.attend(x) if self.head is None else self.head(x)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), carry
+        logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        if self.soft_cap is not None:
+            logits = self.soft_cap * jnp.tanh(logits / self.soft_cap)
+        return logits, carry
 
     def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:
         return self.stack.init_carry(batch_size, max_length=max_length)

@@ -1,6 +1,6 @@
 """Blocks on top of each other: one by one, or as one scan over stacked parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,29 +12,41 @@ from ssm.ops.sharding import constrain
 MakeBlock = Callable[[nnx.Rngs], nnx.Module]
 """Builds one block from its random streams; called once per layer."""
 
+Pattern = Sequence[MakeBlock]
+"""Builders that take turns, in the order of the layers."""
+
 
 class Stack(Stepping, nnx.Module):
-    """`n_layers` blocks of the same make.
+    """`n_layers` blocks of the same make, or of several that take turns.
 
         y, carry = stack(x, carry=None, *, reset=None, key=None, mask=None, train=False)
 
-    Shapes: x (B, T, D) -> y (B, T, D). The carry holds one carry per block: a tuple, or
-    one pytree with a leading layer axis if `scan_layers`.
+    Shapes: x (B, T, D) -> y (B, T, D). The carry holds one carry per block, in a tuple;
+    see `scan_layers` for its other form.
 
     Args:
       make_block: builds a block from its random streams, for instance
-        `lambda rngs: S4Block(LRU(64, 64, rngs=rngs), 64, rngs=rngs)`.
+        `lambda rngs: S4Block(LRU(64, 64, rngs=rngs), 64, rngs=rngs)`; or a sequence of
+        such builders: layer i is made by the one at place i modulo their number.
       n_layers: how many.
       scan_layers: hold the parameters of all blocks stacked and run them by `lax.scan`,
         which compiles one block instead of all. Initial values, outputs and gradients
-        are the same up to rounding.
+        are the same up to rounding. The carry is one pytree with a leading layer axis.
+        Of several builders each has its own stack, one scan runs through all whole
+        rounds, and the layers left over follow one by one; the carry is a pair: a tuple
+        of one such pytree per builder, and a tuple of one carry per layer left over.
       remat: recompute the inside of each block in the backward pass, which then keeps
         only what passes between the blocks.
+
+    Attributes:
+      blocks: the blocks, or if scanned the stacked block, or a list of those, one per
+        builder.
+      rest: the blocks left over, where there are several builders and they are scanned.
     """
 
     def __init__(
         self,
-        make_block: MakeBlock,
+        make_block: MakeBlock | Pattern,
         n_layers: int,
         *,
         scan_layers: bool = False,
@@ -42,12 +54,35 @@ class Stack(Stepping, nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.n_layers, self.scan_layers, self.remat = n_layers, scan_layers, remat
+        pattern = (make_block,) if callable(make_block) else tuple(make_block)
+        if not pattern:
+            raise ValueError("make_block is empty, wanted at least one builder")
+        self.n_builders = len(pattern)
         keys = jax.random.split(rngs.params(), n_layers)
+
+        def make(layer):
+            return pattern[layer % self.n_builders](nnx.Rngs(keys[layer]))
+
+        def stacked(place):
+            own = keys[place : self.n_scanned : self.n_builders]
+            return jax.vmap(lambda key: pattern[place](nnx.Rngs(key)))(own)
+
         self.blocks: Any
-        if scan_layers:
-            self.blocks = jax.vmap(lambda key: make_block(nnx.Rngs(key)))(keys)
+        if not scan_layers:
+            self.blocks = nnx.List([make(layer) for layer in range(n_layers)])
+        elif self.n_builders == 1:
+            self.blocks = stacked(0)
         else:
-            self.blocks = nnx.List([make_block(nnx.Rngs(key)) for key in keys])
+            places = range(self.n_builders if self.n_scanned else 0)
+            rest = range(self.n_scanned, n_layers)
+            self.blocks = nnx.List([stacked(place) for place in places])
+            self.rest = nnx.List([make(layer) for layer in rest])
+
+    @property
+    def n_scanned(self) -> int:
+        """How many layers whole rounds of the builders make, if they are scanned."""
+        whole = self.n_layers - self.n_layers % self.n_builders
+        return whole if self.scan_layers else 0
 
     def __call__(
         self,
@@ -68,40 +103,78 @@ class Stack(Stepping, nnx.Module):
             x, carry = block(x, carry, reset=reset, key=key, mask=mask, train=train)
             return constrain(x, "btd"), carry, nnx.state(block, nnx.BatchStat)
 
-        if self.remat:
-            apply = jax.checkpoint(
-                apply, static_argnums=0, prevent_cse=not self.scan_layers
-            )
+        def remat(prevent_cse):
+            if not self.remat:
+                return apply
+            return jax.checkpoint(apply, static_argnums=0, prevent_cse=prevent_cse)
 
-        if self.scan_layers:
-            graphdef, params, statistics = _parts(self.blocks)
+        def one_by_one(blocks, x, carry, keys):
+            run, carries = remat(prevent_cse=True), []
+            for i, block in enumerate(blocks):
+                before = None if carry is None else carry[i]
+                block_key = None if keys is None else keys[i]
+                x, after, statistics = run(*_parts(block), x, before, block_key)
+                nnx.update(block, statistics)
+                carries.append(after)
+            return x, tuple(carries)
 
-            def body(x, layer):
-                params, statistics, carry, key = layer
-                x, *outputs = apply(graphdef, params, statistics, x, carry, key)
+        def scanned(blocks, x, carry, keys):
+            """All rounds through `blocks`, whose arrays have a leading axis of rounds.
+
+            `carry` and `keys` have one entry per block, or are None.
+            """
+            graphs, params, statistics = zip(*map(_parts, blocks), strict=True)
+            nothing, run = (None,) * len(graphs), remat(prevent_cse=False)
+
+            def one_round(x, layers):
+                outputs = []
+                for layer in zip(graphs, *layers, strict=True):
+                    graphdef, params, statistics, carry, key = layer
+                    x, *output = run(graphdef, params, statistics, x, carry, key)
+                    outputs.append(output)
                 return x, outputs
 
-            layers = (params, statistics, carry, keys)
-            x, (carry, statistics) = jax.lax.scan(body, x, layers)
-            nnx.update(self.blocks, statistics)
+            layers = (params, statistics, carry or nothing, keys or nothing)
+            x, outputs = jax.lax.scan(one_round, x, layers)
+            for block, (_, after) in zip(blocks, outputs, strict=True):
+                nnx.update(block, after)
+            return x, tuple(carry for carry, _ in outputs)
+
+        if not self.scan_layers:
+            return one_by_one(self.blocks, x, carry, keys)
+        if self.n_builders == 1:
+            before = None if carry is None else (carry,)
+            own = None if keys is None else [keys]
+            x, (carry,) = scanned((self.blocks,), x, before, own)
             return x, carry
 
-        carries = []
-        for i, block in enumerate(self.blocks):
-            before = None if carry is None else carry[i]
-            block_key = None if keys is None else keys[i]
-            x, after, statistics = apply(*_parts(block), x, before, block_key)
-            nnx.update(block, statistics)
-            carries.append(after)
-        return x, tuple(carries)
+        before, before_rest = (None, None) if carry is None else carry
+        own = own_rest = None
+        if keys is not None:
+            own_rest = keys[self.n_scanned :]
+            of_rounds = keys[: self.n_scanned]
+            own = [
+                of_rounds[place :: self.n_builders] for place in range(len(self.blocks))
+            ]
+        after: tuple[Any, ...] = ()
+        if self.blocks:
+            x, after = scanned(tuple(self.blocks), x, before, own)
+        x, after_rest = one_by_one(self.rest, x, before_rest, own_rest)
+        return x, (after, after_rest)
 
     def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:
         def one(block):
             return block.init_carry(batch_size, max_length=max_length)
 
-        if self.scan_layers:
+        def each(blocks):
+            return tuple(one(block) for block in blocks)
+
+        if not self.scan_layers:
+            return each(self.blocks)
+        if self.n_builders == 1:
             return jax.vmap(one)(self.blocks)
-        return tuple(one(block) for block in self.blocks)
+        rounds = tuple(jax.vmap(one)(block) for block in self.blocks)
+        return rounds, each(self.rest)
 
 
 def _parts(module: nnx.Module) -> tuple[Any, Any, Any]:

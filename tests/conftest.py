@@ -30,6 +30,16 @@ def _strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _quick_compiles(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Here a test's time is the compiler's, on programs that run once."""
+    of_ops = request.path.is_relative_to(ROOT / "tests/ssm/ops")
+    quick = of_ops and "memory" not in request.node.nodeid  # those read the programs
+    jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """Turn float64 on for one test: `@pytest.mark.usefixtures("x64")`."""

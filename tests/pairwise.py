@@ -1,8 +1,10 @@
-"""A small subset of a big grid that still has every pair of values."""
+"""Small subsets of big grids, and the rest of them for `make test-slow`."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import pytest
 
 
 def pairwise(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
@@ -40,3 +42,10 @@ def pairwise(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 def pair(i: int, v: int, j: int, w: int) -> tuple[int, int, int, int]:
     return (i, j, v, w) if i < j else (j, i, w, v)
+
+
+def mostly_slow(values: Sequence[Any], *quick: Any) -> list[Any]:
+    """Parameters of which all but the `quick` ones are left to `make test-slow`."""
+    return [
+        v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values
+    ]

@@ -11,6 +11,7 @@ from flax import nnx
 import ssm
 from ssm.layers import attention as attention_module
 from ssm.layers.rope import rotate
+from tests.pairwise import mostly_slow
 from tests.ssm import law
 
 jit = functools.partial(jax.jit, compiler_options=law.QUICK_COMPILE)
@@ -97,7 +98,7 @@ def test_formula(options, packed, smallest_block, monkeypatch):
     np.testing.assert_allclose(y, want, atol=50 * 2**-23 * np.abs(want).max())
 
 
-@pytest.mark.parametrize("window", [1, 3, 4])
+@pytest.mark.parametrize("window", mostly_slow([1, 3, 4], 3))
 def test_law_in_blocks(window, monkeypatch):
     """Chunks of many windows, of less than one, and of one step."""
     monkeypatch.setattr(attention_module, "_SMALLEST_BLOCK", 1)

@@ -240,8 +240,8 @@ def stacked(model):
 @pytest.mark.parametrize(
     "n_layers",
     [
-        4,
-        pytest.param(2, marks=pytest.mark.slow),
+        2,
+        pytest.param(4, marks=pytest.mark.slow),
         pytest.param(6, marks=pytest.mark.slow),
     ],
 )
@@ -280,6 +280,7 @@ def test_scan_and_remat_change_no_number(n_layers):
     )
 
 
+@pytest.mark.slow
 def test_ambient_mesh():
     """Sequences cut over four devices, the batch over two."""
     model = tiny()

@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 
 from ssm import ops, reference
 from tests import golden
-from tests.pairwise import pairwise
+from tests.pairwise import mostly_slow, pairwise
 from tests.ssm.ops.test_rg_lru_scan import compare, exact, name_of, same
 
 IMPLEMENTATIONS = ("loop", "scan", "associative")
@@ -273,7 +273,7 @@ def test_equals_flash_linear_attention(case):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", mostly_slow(IMPLEMENTATIONS, "loop"))
 @pytest.mark.parametrize("is_complex", [False, True])
 def test_is_differentiable_twice(implementation, is_complex):
     x, f, bound, theta, h0 = inputs(3, 5, 2, jnp.float64, is_complex)
@@ -300,7 +300,7 @@ def loss(implementation, x, f, bound, theta, h0):
     return jnp.sum(jnp.sin(jnp.abs(h))) + jnp.sum(jnp.abs(last) ** 2)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", mostly_slow(IMPLEMENTATIONS, "loop"))
 def test_under_vmap_and_remat(implementation):
     arguments = inputs()
 

@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 
 from ssm import ops, reference
 from tests import golden
-from tests.pairwise import pairwise
+from tests.pairwise import mostly_slow, pairwise
 
 IMPLEMENTATIONS = ("chunked", "scan")
 GRID = {
@@ -179,23 +179,6 @@ def check(row, **options):
 
 def name_of(row):
     return "-".join(map(str, row.values()))
-
-
-@pytest.fixture(autouse=True)
-def _quick_compiles(request):
-    """Most of the time of a test here is the compiler's, on programs that run once."""
-    jax.config.update(
-        "jax_disable_most_optimizations", "memory" not in request.node.name
-    )
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def mostly_slow(values, *quick):
-    """Parameters of which all but some are left to `make test-slow`."""
-    return [
-        v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values
-    ]
 
 
 @pytest.mark.parametrize("row", QUICK, ids=name_of)

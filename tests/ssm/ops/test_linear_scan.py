@@ -11,7 +11,7 @@ import pytest
 from jax.test_util import check_grads
 
 from ssm import ops, reference
-from tests.pairwise import pairwise
+from tests.pairwise import mostly_slow, pairwise
 
 IMPLEMENTATIONS = ("loop", "scan", "associative")
 GRID = {
@@ -221,7 +221,7 @@ def inputs(batch=2, time=9, width=3, dtype=jnp.float32, seed=0):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", mostly_slow(IMPLEMENTATIONS, "loop"))
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("log", [False, True])
 def test_is_differentiable_twice(implementation, constant, log):
@@ -240,7 +240,7 @@ def test_is_differentiable_twice(implementation, constant, log):
     check_grads(run, (x, decay, h0), order=2, modes=modes)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", mostly_slow(IMPLEMENTATIONS, "loop"))
 def test_under_vmap_jit_scan_and_remat(implementation):
     x, a, h0 = inputs()
 

@@ -49,7 +49,7 @@ FULL = pairwise(
         "reset": (False, True),
         "reverse": (False, True),
     }
-)
+)[:8]
 
 
 def name_of(row):

@@ -46,7 +46,7 @@ FULL = pairwise(
         "reset": (False, True),
         "reverse": (False, True),
     }
-)
+)[:12]
 
 
 def name_of(row):

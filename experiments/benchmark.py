@@ -17,6 +17,7 @@ from experiments.checkpoint import Checkpoints, Counters
 from experiments.errors import UserError
 from experiments.program import Batch, Program, build
 from experiments.progress import Progress
+from experiments.tasks.base import Task
 from experiments.train import Training
 
 ROUNDS = 5
@@ -39,7 +40,7 @@ def benchmark(config: ConfigDict) -> dict[str, float | None]:
     config.train.steps = 10 * ROUNDS * MAX_ROUND_STEPS
     config.evaluate.every_steps = config.checkpoint.every_steps = config.train.steps
     program = build(config)
-    beside = _beside(config)
+    beside = _beside(config, program.task)
     with jax.set_mesh(program.mesh), _loop(program) as training:
         first = program.task.train_batch(config.seed, 0, config.train.batch_size)
         batch = distributed.to_global(first, distributed.by_batch(program.mesh))
@@ -99,7 +100,7 @@ def benchmark(config: ConfigDict) -> dict[str, float | None]:
     }
 
 
-def _beside(config: ConfigDict) -> Program | None:
+def _beside(config: ConfigDict, task: Task) -> Program | None:
     """The same program on another implementation of the recurrences, if one is named.
 
     A config that names one for itself is not measured beside another.
@@ -108,7 +109,7 @@ def _beside(config: ConfigDict) -> Program | None:
         return None
     config = config.copy_and_resolve_references()
     config.model.implementation = config.benchmark.beside
-    return build(config)
+    return build(config, task=task)
 
 
 def _check_same(program: Program, other: Program, batch: Batch) -> None:

@@ -53,11 +53,15 @@ class Program:
         }
 
 
-def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Program:
+def build(
+    config: ConfigDict,
+    devices: Sequence[jax.Device] | None = None,
+    task: Task | None = None,
+) -> Program:
     """Build everything that a run needs and compile nothing yet.
 
     `devices` are by default all there are; to compile ahead of time, those of a
-    topology that is only described.
+    topology that is only described. `task` is that of the config, if it is there.
 
     Raises:
       UserError: the config asks for what is not there, or does not fit the devices.
@@ -68,7 +72,8 @@ def build(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Pr
         "train.batch_size", config.train.batch_size, mesh, accumulate_steps
     )
     distributed.check_batch("evaluate.batch_size", config.evaluate.batch_size, mesh)
-    task = distributed.main_first(lambda: builders.build_task(config))
+    if task is None:
+        task = distributed.main_first(lambda: builders.build_task(config))
 
     create = builders.build_model(config, task)
     model = nnx.eval_shape(lambda: create(jax.random.key(0)))

@@ -1,16 +1,8 @@
-"""Gates and a linear scan in one GPU kernel, and their backward pass in another.
-
-    (a_t, u_t) = gates(inputs_t, parameters)        (elementwise)
-    h_t = a_t * h_{t-1} + u_t
+"""The kernels of `gated_scan` on GPU, Hopper or newer.
 
 `gates` is a plain function on rows of float32 planes. The kernels read its inputs, make
 decay and drive row by row, and write the states alone; the backward kernel makes them
-again and pulls the cotangents back through `gates` by `jax.vjp`:
-
-    g_t = dh_t + conj(a_{t+1}) g_{t+1},     du_t = g_t,     da_t = g_t conj(h_{t-1}).
-
-So nothing of the size of a plane passes through memory but the inputs, the states and
-their cotangents.
+again and pulls the cotangents back through `gates` by `jax.vjp`.
 """
 
 import functools
@@ -21,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import linear_scan_gpu, ring_gpu
+from pallas_kernels.gated_scan import Kernels
 from pallas_kernels.planes import (
     Planes,
     add,
@@ -29,95 +22,6 @@ from pallas_kernels.planes import (
     multiply_conjugate,
 )
 from pallas_kernels.ring_gpu import cut_arrays, fold_segments, identity, sweep
-from pallas_kernels.vmap import fold_vmap
-
-
-def refuse(inputs: dict[str, Planes]) -> str | None:
-    """Returns why the kernels cannot run here on these inputs, or None."""
-    return ring_gpu.refuse(list(inputs.items()))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def gated_scan(
-    gates: Any,
-    reverse: bool,
-    dtype: Any,
-    inputs: Planes,
-    parameters: Planes,
-    h0: Planes,
-    reset: jax.Array | None,
-) -> tuple[Planes, Planes]:
-    """Scans h_t = a_t h_{t-1} + u_t where `gates` makes a and u.
-
-    Args:
-      gates: a hashable function (inputs, parameters, restart) -> (decay, drive) on
-        float32 planes of one shape, with `restart` True where the state is cleared,
-        and the attributes `name`, `states` and `decays`: numbers of planes.
-      reverse: scan from the last step to the first.
-      dtype: of the states that are written.
-      inputs: planes (B, T, D), float32 or bfloat16, T >= 1.
-      parameters: planes (D,), float32.
-      h0: planes (B, D), float32.
-      reset: (B, T) bool or None.
-
-    Returns:
-      h, planes (B, T, D) of `dtype`, and the last state, planes (B, D) float32.
-      Differentiable in inputs, parameters and h0, in reverse mode, any number of times.
-    """
-    run = functools.partial(_forward, gates, reverse, dtype)
-    return fold_vmap(run, shared=(1,))(inputs, parameters, h0, reset)
-
-
-def _gated_forward(gates, reverse, dtype, inputs, parameters, h0, reset):
-    h, last = gated_scan(gates, reverse, dtype, inputs, parameters, h0, reset)
-    return (h, last), (inputs, parameters, h, h0, reset)
-
-
-def _gated_backward(gates, reverse, dtype, residuals, cotangents):
-    gradients = _adjoint(gates, reverse, dtype, *cotangents, *residuals)
-    return *gradients, None
-
-
-gated_scan.defvjp(_gated_forward, _gated_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _adjoint(gates, reverse, dtype, d_h, d_last, inputs, parameters, h, h0, reset):
-    run = functools.partial(_backward, gates, reverse)
-    d_inputs, per_sequence, dh0 = fold_vmap(run, shared=(3,))(
-        d_h, d_last, inputs, parameters, h, h0, reset
-    )
-    return d_inputs, tuple(jnp.sum(p, axis=0) for p in per_sequence), dh0
-
-
-def _adjoint_forward(gates, reverse, dtype, *arguments):
-    return _adjoint(gates, reverse, dtype, *arguments), arguments
-
-
-def _adjoint_backward(gates, reverse, dtype, arguments, cotangents):
-    """Differentiates the composition with `linear_scan`, of which `h` is a result."""
-    d_h, d_last, inputs, parameters, h, h0, reset = arguments
-
-    def adjoint(d_h, d_last, *arguments):
-        def composed(inputs, parameters, h0):
-            wide = tuple(p.astype(jnp.float32) for p in inputs)
-            wide_parameters = tuple(jnp.broadcast_to(p, h[0].shape) for p in parameters)
-            restart = None
-            if reset is not None:
-                restart = jnp.broadcast_to(reset[..., None], h[0].shape)
-            decay, drive = gates(wide, wide_parameters, restart)
-            out, last = linear_scan_gpu.linear_scan(drive, decay, h0, reverse=reverse)
-            return tuple(p.astype(dtype) for p in out), last
-
-        return jax.vjp(composed, *arguments)[1]((d_h, d_last))
-
-    pulled = jax.vjp(adjoint, d_h, d_last, inputs, parameters, h0)[1](cotangents)
-    d_d_h, d_d_last, d_inputs, d_parameters, dh0 = pulled
-    nothing = tuple(map(jnp.zeros_like, h))
-    return d_d_h, d_d_last, d_inputs, d_parameters, nothing, dh0, None
-
-
-_adjoint.defvjp(_adjoint_forward, _adjoint_backward)
 
 
 def _forward(gates, reverse, dtype, inputs, parameters, h0, reset):
@@ -251,3 +155,6 @@ def _evaluate(closed, arguments):
             results = results if equation.primitive.multiple_results else [results]
         known |= dict(zip(equation.outvars, results, strict=True))
     return list(map(value, jaxpr.outvars))
+
+
+KERNELS = Kernels(ring_gpu.refuse, _forward, _backward, linear_scan_gpu.linear_scan)

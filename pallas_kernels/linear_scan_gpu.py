@@ -50,7 +50,7 @@ def refuse(
 ) -> str | None:
     """Returns why `linear_scan` cannot run here on these arguments, or None."""
     del h0, reset, log, reverse
-    return ring_gpu.refuse([("x", x), ("the decay", decay)])
+    return ring_gpu.refuse({"x": x, "the decay": decay})
 
 
 def linear_scan(

@@ -25,7 +25,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import scan_vjp, target
+from pallas_kernels import scan_tiles_tpu, scan_vjp
 from pallas_kernels.planes import Planes
 from pallas_kernels.scan_log_steps_tpu import (
     backward_by_log_steps,
@@ -57,13 +57,7 @@ def refuse(
 ) -> str | None:
     """Returns why `linear_scan` cannot run here on these arguments, or None."""
     del h0, reset, log, reverse
-    if target.platform() != "tpu":
-        return "it is a kernel for TPU"
-    for name, planes in (("x", x), ("the decay", decay)):
-        for plane in planes:
-            if plane.dtype not in (jnp.float32, jnp.bfloat16):
-                return f"{name} is {plane.dtype}, wanted float32, complex64 or bfloat16"
-    return None
+    return scan_tiles_tpu.refuse({"x": x, "the decay": decay})
 
 
 def linear_scan(

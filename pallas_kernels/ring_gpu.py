@@ -101,8 +101,8 @@ def choose_tiles(
     return Tiles(width, steps, stages, segments)
 
 
-def refuse(planes: Sequence[tuple[str, Planes]]) -> str | None:
-    """Returns why no kernel of this kind can run here on (name, planes), or None."""
+def refuse(named: dict[str, Planes]) -> str | None:
+    """Returns why no kernel of this kind can run here on these arrays, or None."""
     if target.platform() != "gpu":
         return "it is a kernel for GPU"
     if not _capable(target.device_kind()):
@@ -110,8 +110,8 @@ def refuse(planes: Sequence[tuple[str, Planes]]) -> str | None:
             f"{target.device_kind()!r} is no GPU known to have compute capability 9.0 "
             "or more (Hopper, Blackwell)"
         )
-    for name, numbers in planes:
-        for plane in numbers:
+    for name, planes in named.items():
+        for plane in planes:
             if plane.dtype not in (jnp.float32, jnp.bfloat16):
                 return f"{name} is {plane.dtype}, wanted float32, complex64 or bfloat16"
     return None

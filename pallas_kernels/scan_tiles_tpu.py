@@ -82,6 +82,17 @@ def choose_tiles(
     return Tiles(chains, steps, width, by_rows)
 
 
+def refuse(named: dict[str, Planes]) -> str | None:
+    """Returns why no scan can run here on these arrays, or None."""
+    if target.platform() != "tpu":
+        return "it is a kernel for TPU"
+    for name, planes in named.items():
+        for plane in planes:
+            if plane.dtype not in (jnp.float32, jnp.bfloat16):
+                return f"{name} is {plane.dtype}, wanted float32, complex64 or bfloat16"
+    return None
+
+
 class Cut(NamedTuple):
     """The grid of one call, and the blocks of its arrays."""
 

@@ -11,6 +11,12 @@ from typing import Any, NamedTuple
 from pallas_kernels import target
 
 DEVICE_KERNELS = ("pallas_tpu", "mosaic_gpu")
+SCAN_PREFERENCE = {
+    "cpu": ("loop",),
+    "tpu": ("pallas_tpu", "associative"),
+    "gpu": ("mosaic_gpu", "associative"),
+    "default": ("associative",),
+}
 
 
 def _never(*args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,7 @@
 """The recurrence of the HGRN, with its forget gate."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,9 @@ from ssm.ops.checks import (
     check_shape,
     is_complex,
 )
-from ssm.ops.dispatch import Implementation, choose
+from ssm.ops.dispatch import SCAN_PREFERENCE, Implementation, choose
 from ssm.ops.gated_scan import gated_associative, gated_loop, gated_sequential, make
+from ssm.ops.planes import from_planes, to_planes
 from ssm.ops.scan_loop import multiply
 from ssm.ops.sharding import spread, vary_alike
 
@@ -45,53 +47,33 @@ def _xla(scan):
     return Implementation(run)
 
 
-def _pallas_tpu(x, f, bound, theta, h0, reset, *, reverse):
-    from pallas_kernels import hgrn_tpu  # costs half a second: at first use
+def _kernel(module):
+    """The implementation by the kernels of `pallas_kernels.<module>`."""
 
-    h, last = hgrn_tpu.hgrn_scan(
-        _planes(x), f, bound, theta, _planes(h0), reset, reverse=reverse
-    )
-    return (lax.complex(*h), lax.complex(*last)) if is_complex(h0) else (*h, *last)
+    def kernels():  # importing Pallas costs half a second: at first use
+        return importlib.import_module(f"pallas_kernels.{module}").KERNELS
 
+    def run(x, f, bound, theta, h0, reset, *, reverse):
+        from pallas_kernels import hgrn
 
-def _refuse_pallas_tpu(x, f, bound, theta, h0, reset, *, reverse):
-    from pallas_kernels import hgrn_tpu
+        arguments = to_planes(x), f, bound, theta, to_planes(h0), reset
+        h, last = hgrn.hgrn_scan(kernels(), *arguments, reverse=reverse)
+        return from_planes(h), from_planes(last)
 
-    return hgrn_tpu.refuse(_planes(x), f)
+    def refuse(x, f, bound, theta, h0, reset, *, reverse):
+        from pallas_kernels import hgrn
 
+        return hgrn.refuse(kernels(), to_planes(x), f)
 
-def _mosaic_gpu(x, f, bound, theta, h0, reset, *, reverse):
-    from pallas_kernels import hgrn_gpu
-
-    h, last = hgrn_gpu.hgrn_scan(
-        _planes(x), f, bound, theta, _planes(h0), reset, reverse=reverse
-    )
-    return (lax.complex(*h), lax.complex(*last)) if is_complex(h0) else (*h, *last)
-
-
-def _refuse_mosaic_gpu(x, f, bound, theta, h0, reset, *, reverse):
-    from pallas_kernels import hgrn_gpu
-
-    return hgrn_gpu.refuse(_planes(x), f)
-
-
-def _planes(x: jax.Array) -> tuple[jax.Array, ...]:
-    """A complex array as real and imaginary part, as the device kernels take it."""
-    return (jnp.real(x), jnp.imag(x)) if is_complex(x) else (x,)
+    return Implementation(run, refuse)
 
 
 _TABLE = {
     "loop": _xla(gated_loop),
     "scan": _xla(gated_sequential),
     "associative": _xla(gated_associative),
-    "pallas_tpu": Implementation(_pallas_tpu, _refuse_pallas_tpu),
-    "mosaic_gpu": Implementation(_mosaic_gpu, _refuse_mosaic_gpu),
-}
-_PREFERENCE = {
-    "cpu": ("loop",),
-    "tpu": ("pallas_tpu", "associative"),
-    "gpu": ("mosaic_gpu", "associative"),
-    "default": ("associative",),
+    "pallas_tpu": _kernel("gated_scan_tpu"),
+    "mosaic_gpu": _kernel("gated_scan_gpu"),
 }
 
 
@@ -151,7 +133,7 @@ def hgrn_scan(
     out_dtype = x.dtype if theta is None else h0.dtype
     if x.shape[1] == 0:
         return x.astype(out_dtype), h0
-    if x.shape[1] == 1:  # a decoding step: nothing to loop over
+    if x.shape[1] == 1 and time_axis is None:  # a decoding step: no loop
         row = None if reset is None else reset[:, 0]
         inputs = f[:, 0], x[:, 0]
         decay, drive = make(_gates, inputs, _parameters(bound, theta), row, h0.dtype)
@@ -163,7 +145,7 @@ def hgrn_scan(
         x, f, bound, theta, reset, h0 = vary_alike((*inputs, h0))
         arguments = x, f, bound, theta, h0, reset
         run = choose(
-            "hgrn_scan", implementation, _TABLE, _PREFERENCE, *arguments, **options
+            "hgrn_scan", implementation, _TABLE, SCAN_PREFERENCE, *arguments, **options
         )
         return run(*arguments, **options)
 
@@ -182,14 +164,11 @@ def hgrn_scan(
 
 
 def _decay_product(inputs, *, dtype):
-    """The product of the decays over time, (B, D); 0 where a reset lies between."""
-    _, f, bound, theta, reset = inputs
+    """The product of the decays over time, (B, D)."""
+    _, f, bound, theta, _ = inputs
     bound = bound[None, None]
     sigmoid = jax.nn.sigmoid(f.astype(bound.dtype))
     product = jnp.prod(bound + (1 - bound) * sigmoid, axis=1)
-    if reset is not None:
-        zero = jnp.zeros_like(product)
-        product = jnp.where(reset.any(1)[:, None], zero, product)
     if theta is None:
         return product.astype(dtype)
     angle = f.shape[1] * theta

@@ -122,7 +122,7 @@ def lightning_attention(
     q, k, v, log_decay, s0, reset = _check(q, k, v, log_decay, s0, reset)
     if q.shape[1] == 0:
         return v, s0
-    if q.shape[1] == 1:  # a decoding step: nothing to loop over
+    if q.shape[1] == 1 and time_axis is None:  # a decoding step: no loop
         return _sequential(q, k, v, log_decay, s0, reset)
 
     def local(inputs, s0):
@@ -150,18 +150,14 @@ _DECAY_AXES = {1: "h", 3: "bth", 4: "bthk"}
 
 
 def _decay_product(inputs):
-    """The product of the decays over time, (B, H, K or 1, 1); 0 where a reset lies."""
-    q, _, _, log_decay, reset = inputs
+    """The product of the decays over time, (B, H, K or 1, 1)."""
+    q, _, _, log_decay, _ = inputs
     log_decay = log_decay.astype(accumulation_dtype(log_decay.dtype))
     if log_decay.ndim == 1:
         total = jnp.broadcast_to(q.shape[1] * log_decay, (q.shape[0], q.shape[2]))
     else:
         total = log_decay.sum(1)
-    product = _widened(jnp.exp(total))
-    if reset is None:
-        return product
-    cleared = reset.any(1)[:, None, None, None]
-    return jnp.where(cleared, jnp.zeros_like(product), product)
+    return _widened(jnp.exp(total))
 
 
 def _check(q, k, v, log_decay, s0, reset):

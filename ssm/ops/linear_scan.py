@@ -1,11 +1,11 @@
 """The diagonal linear recurrence, the engine under every recurrent layer."""
 
 import functools
+import importlib
 import warnings
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ssm.ops.checks import (
     accumulation_dtype,
@@ -14,63 +14,37 @@ from ssm.ops.checks import (
     check_shape,
     is_complex,
 )
-from ssm.ops.dispatch import Implementation, choose
+from ssm.ops.dispatch import SCAN_PREFERENCE, Implementation, choose
+from ssm.ops.planes import from_planes, to_planes
 from ssm.ops.scan_loop import effective_decay, multiply, scan_loop
 from ssm.ops.scan_xla import scan_associative, scan_sequential
 from ssm.ops.sharding import spread, vary_alike
 
 
-def _pallas_tpu(x, decay, h0, reset, *, log, reverse):
-    from pallas_kernels import linear_scan_tpu  # costs half a second: at first use
+def _kernel(module):
+    """The implementation by `pallas_kernels.<module>`."""
 
-    h, last = linear_scan_tpu.linear_scan(
-        _planes(x), _planes(decay), _planes(h0), reset, log=log, reverse=reverse
-    )
-    return (lax.complex(*h), lax.complex(*last)) if is_complex(x) else (*h, *last)
+    def kernel():  # importing Pallas costs half a second: at first use
+        return importlib.import_module(f"pallas_kernels.{module}")
 
+    def run(x, decay, h0, reset, **options):
+        arguments = *map(to_planes, (x, decay, h0)), reset
+        h, last = kernel().linear_scan(*arguments, **options)
+        return from_planes(h), from_planes(last)
 
-def _refuse_pallas_tpu(x, decay, h0, reset, *, log, reverse):
-    from pallas_kernels import linear_scan_tpu
+    def refuse(x, decay, h0, reset, **options):
+        arguments = *map(to_planes, (x, decay, h0)), reset
+        return kernel().refuse(*arguments, **options)
 
-    return linear_scan_tpu.refuse(
-        _planes(x), _planes(decay), _planes(h0), reset, log=log, reverse=reverse
-    )
-
-
-def _mosaic_gpu(x, decay, h0, reset, *, log, reverse):
-    from pallas_kernels import linear_scan_gpu
-
-    h, last = linear_scan_gpu.linear_scan(
-        _planes(x), _planes(decay), _planes(h0), reset, log=log, reverse=reverse
-    )
-    return (lax.complex(*h), lax.complex(*last)) if is_complex(x) else (*h, *last)
-
-
-def _refuse_mosaic_gpu(x, decay, h0, reset, *, log, reverse):
-    from pallas_kernels import linear_scan_gpu
-
-    return linear_scan_gpu.refuse(
-        _planes(x), _planes(decay), _planes(h0), reset, log=log, reverse=reverse
-    )
-
-
-def _planes(x: jax.Array) -> tuple[jax.Array, ...]:
-    """A complex array as real and imaginary part, as the device kernels take it."""
-    return (jnp.real(x), jnp.imag(x)) if is_complex(x) else (x,)
+    return Implementation(run, refuse)
 
 
 _TABLE = {
     "loop": Implementation(scan_loop),
     "scan": Implementation(scan_sequential),
     "associative": Implementation(scan_associative),
-    "pallas_tpu": Implementation(_pallas_tpu, _refuse_pallas_tpu),
-    "mosaic_gpu": Implementation(_mosaic_gpu, _refuse_mosaic_gpu),
-}
-_PREFERENCE = {
-    "cpu": ("loop",),
-    "tpu": ("pallas_tpu", "associative"),
-    "gpu": ("mosaic_gpu", "associative"),
-    "default": ("associative",),
+    "pallas_tpu": _kernel("linear_scan_tpu"),
+    "mosaic_gpu": _kernel("linear_scan_gpu"),
 }
 
 
@@ -127,7 +101,7 @@ def linear_scan(
     log = a is None
     if x.shape[1] == 0:
         return x, h0
-    if x.shape[1] == 1:  # a decoding step: nothing to loop over
+    if x.shape[1] == 1 and time_axis is None:  # a decoding step: no loop
         step_reset = None if reset is None else reset[:, 0]
         step_decay = decay[None] if decay.ndim == 1 else decay[:, 0]
         a_0 = effective_decay(step_decay, step_reset, h0, log=log)
@@ -139,7 +113,12 @@ def linear_scan(
         x, decay, reset, h0 = vary_alike((*inputs, h0))
         arguments = (x, decay, h0, reset)
         run = choose(
-            "linear_scan", implementation, _TABLE, _PREFERENCE, *arguments, **options
+            "linear_scan",
+            implementation,
+            _TABLE,
+            SCAN_PREFERENCE,
+            *arguments,
+            **options,
         )
         return run(*arguments, **options)
 
@@ -158,19 +137,15 @@ def linear_scan(
 
 
 def _decay_product(inputs, *, log):
-    """The product of the decays over time, (B, D); 0 where a reset lies between."""
-    x, decay, reset = inputs
+    """The product of the decays over time, (B, D)."""
+    x, decay, _ = inputs
     dtype = accumulation_dtype(decay.dtype)
     decay = decay.astype(dtype)
     if decay.ndim == 1:
         time = x.shape[1]
         product = jnp.exp(time * decay) if log else decay**time
-        product = jnp.broadcast_to(product[None], (x.shape[0], x.shape[2]))
-    else:
-        product = jnp.exp(decay.sum(1)) if log else decay.prod(1)
-    if reset is None:
-        return product
-    return jnp.where(reset.any(1)[:, None], jnp.zeros_like(product), product)
+        return jnp.broadcast_to(product[None], (x.shape[0], x.shape[2]))
+    return jnp.exp(decay.sum(1)) if log else decay.prod(1)
 
 
 def _check(x, a, log_a, h0, reset):

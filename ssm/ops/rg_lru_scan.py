@@ -1,6 +1,7 @@
 """The recurrence of the RG-LRU, with its gates: the core of Hawk and Griffin."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from ssm.ops.checks import (
     check_reset,
     check_shape,
 )
-from ssm.ops.dispatch import Implementation, choose
+from ssm.ops.dispatch import SCAN_PREFERENCE, Implementation, choose
 from ssm.ops.gated_scan import gated_associative, gated_loop, gated_sequential, make
 from ssm.ops.sharding import spread, vary_alike
 
@@ -47,42 +48,31 @@ def _xla(scan):
     return Implementation(run)
 
 
-def _pallas_tpu(x, r, i, rate, h0, reset):
-    from pallas_kernels import rg_lru_tpu  # costs half a second: at first use
+def _kernel(module):
+    """The implementation by the kernels of `pallas_kernels.<module>`."""
 
-    return rg_lru_tpu.rg_lru_scan(x, r, i, rate, h0, reset)
+    def kernels():  # importing Pallas costs half a second: at first use
+        return importlib.import_module(f"pallas_kernels.{module}").KERNELS
 
+    def run(x, r, i, rate, h0, reset):
+        from pallas_kernels import rg_lru
 
-def _refuse_pallas_tpu(x, r, i, rate, h0, reset):
-    from pallas_kernels import rg_lru_tpu
+        return rg_lru.rg_lru_scan(kernels(), x, r, i, rate, h0, reset)
 
-    return rg_lru_tpu.refuse(x, r, i)
+    def refuse(x, r, i, rate, h0, reset):
+        from pallas_kernels import rg_lru
 
+        return rg_lru.refuse(kernels(), x, r, i)
 
-def _mosaic_gpu(x, r, i, rate, h0, reset):
-    from pallas_kernels import rg_lru_gpu
-
-    return rg_lru_gpu.rg_lru_scan(x, r, i, rate, h0, reset)
-
-
-def _refuse_mosaic_gpu(x, r, i, rate, h0, reset):
-    from pallas_kernels import rg_lru_gpu
-
-    return rg_lru_gpu.refuse(x, r, i)
+    return Implementation(run, refuse)
 
 
 _TABLE = {
     "loop": _xla(gated_loop),
     "scan": _xla(gated_sequential),
     "associative": _xla(gated_associative),
-    "pallas_tpu": Implementation(_pallas_tpu, _refuse_pallas_tpu),
-    "mosaic_gpu": Implementation(_mosaic_gpu, _refuse_mosaic_gpu),
-}
-_PREFERENCE = {
-    "cpu": ("loop",),
-    "tpu": ("pallas_tpu", "associative"),
-    "gpu": ("mosaic_gpu", "associative"),
-    "default": ("associative",),
+    "pallas_tpu": _kernel("gated_scan_tpu"),
+    "mosaic_gpu": _kernel("gated_scan_gpu"),
 }
 
 
@@ -142,7 +132,7 @@ def rg_lru_scan(
     rate = -c * jax.nn.softplus(a_param.astype(h0.dtype))
     if x.shape[1] == 0:
         return x, h0
-    if x.shape[1] == 1:  # a decoding step: nothing to loop over
+    if x.shape[1] == 1 and time_axis is None:  # a decoding step: no loop
         row = None if reset is None else reset[:, 0]
         inputs = r[:, 0], i[:, 0], x[:, 0]
         a, u = make(_gates, inputs, (rate,), row, h0.dtype)
@@ -152,7 +142,7 @@ def rg_lru_scan(
     def local(inputs, h0):
         x, r, i, rate, reset, h0 = vary_alike((*inputs, h0))
         arguments = x, r, i, rate, h0, reset
-        run = choose("rg_lru_scan", implementation, _TABLE, _PREFERENCE, *arguments)
+        run = choose("rg_lru_scan", implementation, _TABLE, SCAN_PREFERENCE, *arguments)
         return run(*arguments)
 
     return spread(
@@ -169,12 +159,9 @@ def rg_lru_scan(
 
 
 def _decay_product(inputs, *, dtype):
-    """The product of the decays over time, (B, D); 0 where a reset lies between."""
-    _, r, _, rate, reset = inputs
-    product = jnp.exp(rate[None] * jax.nn.sigmoid(r.astype(dtype)).sum(1))
-    if reset is None:
-        return product
-    return jnp.where(reset.any(1)[:, None], jnp.zeros_like(product), product)
+    """The product of the decays over time, (B, D)."""
+    _, r, _, rate, _ = inputs
+    return jnp.exp(rate[None] * jax.nn.sigmoid(r.astype(dtype)).sum(1))
 
 
 def _check(x, r, i, a_param, h0, reset):

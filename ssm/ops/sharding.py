@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
@@ -85,15 +86,15 @@ def spread(
     Args:
       op: the name of the op, for errors.
       local: `local(inputs, state) -> (out, last)`, the recurrence on one device.
-      inputs: its arrays; None for one that is not given.
+      inputs: its arrays; None for one that is not given. The last is `reset` (B, T).
       state: the state before the first step.
       axes: what the axes of each input are, one letter an axis: b batch, t time, d
         width, h heads; others are never sharded.
       state_axes: the same of `state` and of `last`.
       out_axes: the same of `out`.
       decay_product: `decay_product(inputs)`, what multiplies a state from before the
-        first step on its way to the last: 0 where a reset lies between. Of the rank of
-        the state, and of a shape that broadcasts against it.
+        first step on its way to the last, resets apart. Of the rank of the state, and
+        of a shape that broadcasts against it.
       reverse: whether the recurrence runs from the last time step to the first.
       time_axis: a manual mesh axis over which the caller has sharded time.
 
@@ -116,7 +117,14 @@ def spread(
         if time is None:
             return local(inputs, state)
         inputs, state = vary_alike((inputs, state), time)
-        return along_time(local, decay_product, inputs, state, time, reverse)
+        return along_time(local, product, inputs, state, time, reverse)
+
+    def product(inputs):
+        decay, reset = decay_product(inputs), inputs[-1]
+        if reset is None:
+            return decay
+        cleared = reset.any(1).reshape(-1, *(1,) * (decay.ndim - 1))
+        return jnp.where(cleared, jnp.zeros_like(decay), decay)
 
     # A device kernel wants every axis manual, those of one device too. Axes that the
     # ops have no name for are left to XLA.

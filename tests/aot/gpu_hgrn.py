@@ -1,9 +1,9 @@
-"""The kernels of `pallas_kernels.hgrn_gpu` to be compiled."""
+"""The kernels of `pallas_kernels.hgrn` on GPU to be compiled."""
 
 from collections.abc import Callable
 from typing import Any
 
-from pallas_kernels import hgrn_gpu
+from pallas_kernels import gated_scan_gpu, hgrn
 from tests.aot import tpu_hgrn
 from tests.aot.tpu_hgrn import Case, ideal_bytes
 
@@ -34,7 +34,9 @@ def program(case: Case) -> tuple[Callable, tuple[Any, ...]]:
     """Returns the scan of a case and the shapes of its arguments."""
 
     def run(x, f, bound, theta, h0, reset):
-        return hgrn_gpu.hgrn_scan(x, f, bound, theta, h0, reset, reverse=case.reverse)
+        return hgrn.hgrn_scan(
+            gated_scan_gpu.KERNELS, x, f, bound, theta, h0, reset, reverse=case.reverse
+        )
 
     _, arguments = tpu_hgrn.program(case)
     return run, arguments

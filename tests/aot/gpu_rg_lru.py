@@ -1,9 +1,10 @@
-"""The kernels of `pallas_kernels.rg_lru_gpu` to be compiled."""
+"""The kernels of `pallas_kernels.rg_lru` on GPU to be compiled."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
-from pallas_kernels import rg_lru_gpu
+from pallas_kernels import gated_scan_gpu, rg_lru
 from tests.aot import tpu_rg_lru
 from tests.aot.tpu_rg_lru import Case, ideal_bytes
 
@@ -27,4 +28,4 @@ RAGGED = {
 def program(case: Case) -> tuple[Callable, tuple[Any, ...]]:
     """Returns the scan of a case and the shapes of its arguments."""
     _, arguments = tpu_rg_lru.program(case)
-    return rg_lru_gpu.rg_lru_scan, arguments
+    return functools.partial(rg_lru.rg_lru_scan, gated_scan_gpu.KERNELS), arguments

@@ -1,4 +1,4 @@
-"""The kernels of `pallas_kernels.hgrn_tpu` to be compiled."""
+"""The kernels of `pallas_kernels.hgrn` on TPU to be compiled."""
 
 import math
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import hgrn_tpu
+from pallas_kernels import gated_scan_tpu, hgrn
 
 OP = "hgrn"
 
 
 class Case(NamedTuple):
-    """Arguments of `hgrn_tpu.hgrn_scan`."""
+    """Arguments of `hgrn.hgrn_scan`."""
 
     dtype: str = "bfloat16"
     planes: int = 1  # of x
@@ -53,7 +53,9 @@ def program(case: Case) -> tuple[Callable, tuple[Any, ...]]:
     reset = jax.ShapeDtypeStruct((batch, time), jnp.bool_) if case.reset else None
 
     def run(x, f, bound, theta, h0, reset):
-        return hgrn_tpu.hgrn_scan(x, f, bound, theta, h0, reset, reverse=case.reverse)
+        return hgrn.hgrn_scan(
+            gated_scan_tpu.KERNELS, x, f, bound, theta, h0, reset, reverse=case.reverse
+        )
 
     theta = row if case.rotated else None
     return run, ((f,) * case.planes, f, row, theta, h0, reset)

@@ -1,5 +1,6 @@
-"""The kernels of `pallas_kernels.rg_lru_tpu` to be compiled."""
+"""The kernels of `pallas_kernels.rg_lru` on TPU to be compiled."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import rg_lru_tpu
+from pallas_kernels import gated_scan_tpu, rg_lru
 
 OP = "rg_lru"
 
 
 class Case(NamedTuple):
-    """Arguments of `rg_lru_tpu.rg_lru_scan`."""
+    """Arguments of `rg_lru.rg_lru_scan`."""
 
     dtype: str = "bfloat16"
     reset: bool = False
@@ -43,7 +44,14 @@ def program(case: Case) -> tuple[Callable, tuple[Any, ...]]:
     rate = jax.ShapeDtypeStruct((width,), jnp.float32)
     h0 = jax.ShapeDtypeStruct((batch, width), jnp.float32)
     reset = jax.ShapeDtypeStruct((batch, time), jnp.bool_) if case.reset else None
-    return rg_lru_tpu.rg_lru_scan, (plane, plane, plane, rate, h0, reset)
+    return functools.partial(rg_lru.rg_lru_scan, gated_scan_tpu.KERNELS), (
+        plane,
+        plane,
+        plane,
+        rate,
+        h0,
+        reset,
+    )
 
 
 def ideal_bytes(case: Case, backward: bool) -> int:

@@ -22,10 +22,10 @@ def test_the_benchmark_measures_and_describes(monkeypatch):
 def test_a_wrong_step_is_not_timed(monkeypatch):
     right = benchmark.build
 
-    def wrong_if_named(config):
+    def wrong_if_named(config, **options):
         if config.model.implementation:
             config.seed += 1  # other parameters
-        return right(config)
+        return right(config, **options)
 
     monkeypatch.setattr(benchmark, "build", wrong_if_named)
     command = config.parse(["main", f"--config={CONFIG}", "--mode=benchmark"])

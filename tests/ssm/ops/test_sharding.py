@@ -246,6 +246,30 @@ def test_time_axis_of_a_surrounding_shard_map(name, reverse):
 
 
 @pytest.mark.parametrize("name", OPS)
+def test_one_step_on_each_device(name):
+    """The states are exchanged there too, and are not taken for decoding steps."""
+    op = OPS[name]
+    op = op._replace(
+        arrays=tuple(
+            array[:, :8] if "time" in spec else array
+            for array, spec in zip(op.arrays, op.specs, strict=True)
+        )
+    )
+    reset = jnp.asarray(RESET[:, :8])
+    wanted = op.run(*op.arrays, reset=reset)
+    mesh = mesh_of({"time": 8})
+    with jax.set_mesh(mesh):
+        assert_same(jax.jit(op.run)(*op.arrays, reset=reset), wanted)
+    sharded = jax.shard_map(
+        lambda reset, *arrays: op.run(*arrays, reset=reset, time_axis="time"),
+        mesh=mesh,
+        in_specs=(TIME, *op.specs),
+        out_specs=(TIME, op.state),
+    )
+    assert_same(jax.jit(sharded)(reset, *op.arrays), wanted)
+
+
+@pytest.mark.parametrize("name", OPS)
 def test_a_surrounding_shard_map_is_left_alone(name):
     """Without `time_axis` the caller's parts are sequences of their own."""
     op = OPS[name]

@@ -1,8 +1,7 @@
-"""The gates of the fused scans: from what a layer computes to a decay and a drive.
+"""The RG-LRU for the kernels of a device: gates, normaliser and scan in one.
 
-Elementwise functions on planes, which the kernels of both platforms call on what they
-hold of a time step, and differentiate; what they have to be is said in
-`gated_scan_tpu.Gates`.
+log a_t = rate * sigmoid(r_t)
+h_t = a_t * h_{t-1} + sqrt(1 - a_t^2) * sigmoid(i_t) * x_t        (elementwise)
 """
 
 from typing import NamedTuple
@@ -11,12 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.gated_scan import Kernels, gated_scan
 from pallas_kernels.planes import Planes
-from pallas_kernels.sigmoid import sigmoid, sigmoid_and_rest
+from pallas_kernels.sigmoid import sigmoid
 
 
 class RgLruGates(NamedTuple):
-    """Of the inputs r, i, x and the parameter `rate`: see `gated_scan_tpu.Gates`."""
+    """Of the inputs r, i, x and the parameter `rate`: see `gated_scan.Gates`."""
 
     narrow: bool  # whether r and i come from bfloat16
     name: str = "rg_lru"
@@ -62,27 +62,39 @@ def _with_slope(log_a):
     return a, rest * root, -a * jnp.minimum(root, 2000.0)
 
 
-class HgrnGates(NamedTuple):
-    """Of the inputs f, x (one plane or two) and the parameters bound, cos, sin.
+def refuse(kernels: Kernels, x: jax.Array, r: jax.Array, i: jax.Array) -> str | None:
+    """Returns why `rg_lru_scan` cannot run here on these arguments, or None."""
+    return kernels.refuse({"x": (x,), "r": (r,), "i": (i,)})
 
-    Without a rotation the last two are absent: see `gated_scan_tpu.Gates`.
+
+def rg_lru_scan(
+    kernels: Kernels,
+    x: jax.Array,
+    r: jax.Array,
+    i: jax.Array,
+    rate: jax.Array,
+    h0: jax.Array,
+    reset: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Runs the RG-LRU over time, on the device of `kernels`.
+
+    Args:
+      kernels: those of `gated_scan_tpu` or `gated_scan_gpu`.
+      x: (B, T, D), float32 or bfloat16, T >= 1.
+      r: (B, T, D), before its sigmoid, float32 or bfloat16.
+      i: the same.
+      rate: (D,) float32, the logarithm of the decay of an open gate, at most 0.
+      h0: (B, D) float32.
+      reset: (B, T) bool; where True, a_t is 0 and x_t is not normalised.
+
+    Inside a `shard_map` that checks it, all arrays must vary over the same mesh axes.
+
+    Returns:
+      h (B, T, D) in the dtype of x, and the last state (B, D) float32. Differentiable
+      in all but reset, in reverse mode, any number of times.
     """
-
-    narrow: bool  # whether f comes from bfloat16
-    states: int
-    decays: int  # 2 with a rotation
-    name: str = "hgrn"
-    transcendental: int = 1
-
-    def __call__(
-        self, inputs: Planes, parameters: Planes, restart: jax.Array | None
-    ) -> tuple[Planes, Planes]:
-        (f, *x), (bound, *rotation) = inputs, parameters
-        keep, forget = sigmoid_and_rest(f, narrow=self.narrow)
-        decay, scale = bound + (1.0 - bound) * keep, (1.0 - bound) * forget
-        if restart is not None:
-            decay = jnp.where(restart, 0.0, decay)
-        drive = [scale * plane for plane in x]
-        if len(drive) < self.states:
-            drive.append(jnp.zeros_like(f))
-        return tuple(decay * p for p in rotation) or (decay,), tuple(drive)
+    gates = RgLruGates(r.dtype == i.dtype == jnp.bfloat16)
+    (h,), (last,) = gated_scan(
+        kernels, gates, False, x.dtype, (r, i, x), (rate,), (h0,), reset
+    )
+    return h, last

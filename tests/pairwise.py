@@ -1,6 +1,7 @@
 """Small subsets of big grids, and the rest of them for `make test-slow`."""
 
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,31 @@ def pairwise(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 def pair(i: int, v: int, j: int, w: int) -> tuple[int, int, int, int]:
     return (i, j, v, w) if i < j else (j, i, w, v)
+
+
+def crossed(
+    grid: Mapping[str, Sequence[Any]], dealt: Mapping[str, Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """All rows of `grid`, each with one value of every name in `dealt`.
+
+    Those are dealt out like shuffled cards, the same in every run: of each name, every
+    value occurs equally often, beside whatever comes.
+    """
+    rows = [
+        dict(zip(grid, values, strict=True))
+        for values in itertools.product(*grid.values())
+    ]
+    shuffled = random.Random(0)
+    for name, values in dealt.items():
+        cards = list(itertools.islice(itertools.cycle(values), len(rows)))
+        shuffled.shuffle(cards)
+        for row, card in zip(rows, cards, strict=True):
+            row[name] = card
+    return rows
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    return "-".join(map(str, row.values()))
 
 
 def mostly_slow(values: Sequence[Any], *quick: Any) -> list[Any]:

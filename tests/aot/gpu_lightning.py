@@ -1,8 +1,9 @@
-"""Compiles `pallas_kernels.lightning_gpu`, of which only the forward pass is a kernel.
+"""Compiles `pallas_kernels.lightning_gpu` with the real compiler.
 
 python -m tests.aot.gpu_lightning       prints a JSON line for each case
 """
 
+import functools
 import json
 import math
 import os
@@ -26,12 +27,21 @@ CHIP = "h100"
 
 
 class Case(NamedTuple):
-    """The arrays (B, T, H K) of a call."""
+    """The arrays (B, T, H K) of a call, and its decay."""
 
     shape: tuple[int, int, int]
+    changing: bool = False
+    gradients: bool = False
 
 
-CASES = {"B 4, T 4096, H 16": Case((4, 4096, 2048)), "one chunk": Case((1, 64, 128))}
+LARGE = (4, 4096, 2048)
+CASES = {
+    "decay of each head": Case(LARGE),
+    "decay of each head, with gradients": Case(LARGE, gradients=True),
+    "decay of each step": Case(LARGE, changing=True),
+    "decay of each step, with gradients": Case(LARGE, changing=True, gradients=True),
+    "one chunk": Case((1, 64, 128)),
+}
 
 
 def compile_kernels(dump: Path) -> Iterator[dict[str, Any]]:
@@ -50,33 +60,47 @@ def compile_kernels(dump: Path) -> Iterator[dict[str, Any]]:
     def shaped(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=on_device)
 
-    def run(q: Any, k: Any, v: Any, log_decay: Any, s0: Any) -> Any:
-        heads = log_decay.shape[0]
-        split = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
-        o, last = lightning_gpu.lightning_attention(
-            *split, log_decay, s0, None, composed=attention_chunked
-        )
-        return o.reshape(q.shape), last
+    def program(case: Case) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
+        batch, time, lanes = case.shape
+        heads = lanes // lightning_gpu.WIDTH
+        array = shaped((batch, time, heads, lightning_gpu.WIDTH), jnp.bfloat16)
+        state = shaped((batch, heads, 128, 128), jnp.float32)
+        of_decay = (batch, time, heads) if case.changing else (heads,)
+        decay = shaped(of_decay, jnp.float32)
+
+        def run(decay: Any, *arguments: Any) -> Any:
+            *qkv, s0 = arguments
+            return lightning_gpu.lightning_attention(
+                *qkv, decay, s0, None, composed=attention_chunked
+            )
+
+        def with_gradients(decay: Any, d_o: Any, d_last: Any, *arguments: Any) -> Any:
+            """Of a decay that is no parameter."""
+            out, vjp = jax.vjp(functools.partial(run, decay), *arguments)
+            return out, vjp((d_o, d_last))
+
+        arguments = array, array, array, state
+        if case.gradients:
+            return with_gradients, (decay, array, state, *arguments)
+        return run, (decay, *arguments)
 
     with jax.set_mesh(mesh):
         for name, case in CASES.items():
-            batch, _, lanes = case.shape
-            heads = lanes // lightning_gpu.WIDTH
-            array = shaped(case.shape, jnp.bfloat16)
-            state = shaped((batch, heads, 128, 128), jnp.float32)
-            decay = shaped((heads,), jnp.float32)
-            compiled = jax.jit(run).lower(array, array, array, decay, state).compile()
+            function, arguments = program(case)
+            compiled = jax.jit(function).lower(*arguments).compile()
             hlo = compiled.as_text()
+            kernels = [gpu.read_kernel(path) for path in gpu.in_order(dump)]
             yield {
                 "kernel": name,
-                "compiled": [gpu.read_kernel(path) for path in gpu.in_order(dump)],
-                "custom_calls": len(re.findall(r"= .* custom-call\(", hlo)),
+                "compiled": kernels,
+                "calls": len(re.findall(r"= .* custom-call\(", hlo)),
                 "products": sum(
                     path.read_text().count("wgmma.mma_async")
                     for path in dump.glob("*.ptx")
                 ),
                 "moved": gpu.moved_planes(hlo, math.prod(case.shape)),
                 "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
+                "array_bytes": 2 * math.prod(case.shape),
             }
             for path in dump.iterdir():
                 path.unlink()

@@ -1,4 +1,4 @@
-"""The forward kernel of lightning attention for Hopper, through the real compiler.
+"""The kernel of lightning attention for Hopper, through the real compiler.
 
 Only that: no interpreter knows its instructions, and it has never run on a device.
 """
@@ -16,13 +16,15 @@ pytestmark = [
 ]
 
 
-def test_compiles_to_one_kernel_on_the_matrix_units_that_spills_nothing():
+def test_compiles_to_kernels_on_the_matrix_units_that_spill_nothing():
     reports = gpu_lightning.reports()
     assert len(reports) == len(gpu_lightning.CASES)
     for report in reports:
-        (kernel,) = report["compiled"]
-        assert report["custom_calls"] == 1, report
+        # The gradients are three more passes, two of them of the same program.
+        assert report["calls"] == (4 if "gradients" in report["kernel"] else 1), report
         assert report["moved"] == [], report
-        assert report["temporary_bytes"] == 0, report
-        assert kernel["spilled"] == 0, report
+        # The sums of the decays.
+        assert report["temporary_bytes"] <= 0.04 * report["array_bytes"], report
         assert report["products"] > 0, report
+        for kernel in report["compiled"]:
+            assert kernel["spilled"] == 0, report

@@ -1,6 +1,9 @@
 """Kernels in interpret mode: memory starts as NaN, races are looked for."""
 
+import contextlib
+import functools
 import importlib
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,34 +13,62 @@ import pytest
 from jax.experimental.pallas import mosaic_gpu as mg
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import scan_tiles_tpu, target
+from pallas_kernels import ring_gpu, scan_tiles_tpu, target
 
 
 @pytest.fixture
 def as_tpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lets the op believe that it is on a TPU, and interprets its kernels."""
-    monkeypatch.setattr(target, "platform", lambda: "tpu")
-    parameters = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-    # Most of the time of a test is the compiler at work on the interpreter.
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pltpu.force_tpu_interpret_mode(parameters):
+    with tpu_interpreter(monkeypatch, detect_races=True):
         yield
+
+
+@pytest.fixture
+def as_tpu_without_races(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As `as_tpu`; not to look for races halves the time of the large cases."""
+    with tpu_interpreter(monkeypatch, detect_races=False):
+        yield
+
+
+@contextlib.contextmanager
+def tpu_interpreter(
+    monkeypatch: pytest.MonkeyPatch, *, detect_races: bool
+) -> Iterator[None]:
+    monkeypatch.setattr(target, "platform", lambda: "tpu")
+    parameters = pltpu.InterpretParams(
+        uninitialized_memory="nan", detect_races=detect_races
+    )
+    with less_compiling(), pltpu.force_tpu_interpret_mode(parameters):
+        yield
+
+
+@contextlib.contextmanager
+def less_compiling() -> Iterator[None]:
+    """Most of the time of a test is the compiler at work on the interpreter."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
-def tiles(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def tpu_tiles(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Sets some of the fields of the tiles that are chosen."""
-    choose = scan_tiles_tpu.choose_tiles
+    return functools.partial(set_tiles, monkeypatch, scan_tiles_tpu)
 
-    def set_fields(**fields: Any) -> None:
-        monkeypatch.setattr(
-            scan_tiles_tpu,
-            "choose_tiles",
-            lambda *arguments: choose(*arguments)._replace(**fields),
-        )
 
-    return set_fields
+@pytest.fixture
+def gpu_tiles(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets some of the fields of the tiles that are chosen."""
+    return functools.partial(set_tiles, monkeypatch, ring_gpu)
+
+
+def set_tiles(
+    monkeypatch: pytest.MonkeyPatch, module: types.ModuleType, **fields: Any
+) -> None:
+    choose = module.choose_tiles
+    monkeypatch.setattr(
+        module, "choose_tiles", lambda *a: choose(*a)._replace(**fields)
+    )
 
 
 @pytest.fixture
@@ -45,6 +76,22 @@ def as_gpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[None]:
     """Lets the op believe that it is on a GPU, and interprets its kernels."""
+    with gpu_interpreter(monkeypatch, detect_races=True):
+        yield
+    assert "RACE DETECTED" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def as_gpu_without_races(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As `as_gpu`, in two thirds of the time."""
+    with gpu_interpreter(monkeypatch, detect_races=False):
+        yield
+
+
+@contextlib.contextmanager
+def gpu_interpreter(
+    monkeypatch: pytest.MonkeyPatch, *, detect_races: bool
+) -> Iterator[None]:
     monkeypatch.setattr(target, "platform", lambda: "gpu")
     monkeypatch.setattr(target, "device_kind", lambda: "NVIDIA H100 80GB HBM3")
     interpreter = mg
@@ -53,12 +100,9 @@ def as_gpu(
             "jax._src.pallas.mosaic_gpu.interpret.params"
         )
         clip_like_the_copy_engine(monkeypatch)
-    parameters = interpreter.InterpretGPUParams(detect_races=True)
-    jax.config.update("jax_disable_most_optimizations", True)
-    with interpreter.force_gpu_interpret_mode(parameters):
+    parameters = interpreter.InterpretGPUParams(detect_races=detect_races)
+    with less_compiling(), interpreter.force_gpu_interpret_mode(parameters):
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    assert "RACE DETECTED" not in capsys.readouterr().out
 
 
 def clip_like_the_copy_engine(monkeypatch: pytest.MonkeyPatch) -> None:

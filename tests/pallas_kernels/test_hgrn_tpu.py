@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels import target
 from ssm import ops, reference
-from tests.pairwise import mostly_slow, pairwise
+from tests.pairwise import crossed, mostly_slow, name_of, pairwise
 from tests.ssm.ops import test_hgrn_scan as of_the_op
 
 # Blocks end amid the 20 steps and, of 128, amid the 130 channels.
@@ -31,36 +31,29 @@ QUICK = pairwise(
         "reverse": (True, False),
     }
 )
-# The loops are those of the linear scan, whose grid is larger.
-FULL = pairwise(
-    {
-        "time": (7, 64, 257),
-        "dtype": ("float32", "bfloat16", "complex64"),
-        "theta": (True, False),
-        "steps": (16, 512),
-        "width": (1, 96, 128, 1000),
-        "h0": (False, True),
-        "reset": (False, True),
-        "reverse": (False, True),
-    }
-)[:6]
+FULL = crossed(
+    of_the_op.SIZES,
+    of_the_op.OPTIONS
+    | {"dtype": ("float32", "bfloat16", "complex64")}
+    | {"steps": (16, 512), "by_rows": (True, False)},
+)
 
 
 @pytest.mark.usefixtures("as_tpu")
-@pytest.mark.parametrize("row", mostly_slow(QUICK, *QUICK[:5]), ids=of_the_op.name_of)
-def test_equals_the_loop_in_value_and_gradient(row, tiles):
+@pytest.mark.parametrize("row", mostly_slow(QUICK, *QUICK[:5]), ids=name_of)
+def test_equals_the_loop_in_value_and_gradient(row, tpu_tiles):
     width = min(row["width"], 128)
-    tiles(steps=row["steps"], by_rows=row["by_rows"], width=width)
+    tpu_tiles(steps=row["steps"], by_rows=row["by_rows"], width=width)
     dtype, theta = row["kind"]
     case = {"implementation": "pallas_tpu", "time": 20, "dtype": dtype, "theta": theta}
     of_the_op.check(case | row)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("as_tpu")
-@pytest.mark.parametrize("row", FULL, ids=of_the_op.name_of)
-def test_equals_the_loop_on_the_large_grid(row, tiles):
-    tiles(steps=row["steps"])
+@pytest.mark.usefixtures("as_tpu_without_races")
+@pytest.mark.parametrize("row", FULL, ids=name_of)
+def test_equals_the_loop_on_the_full_grid(row, tpu_tiles):
+    tpu_tiles(steps=row["steps"], by_rows=row["by_rows"])
     of_the_op.check({"implementation": "pallas_tpu"} | row)
 
 

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, PartitionSpec
 from pallas_kernels import linear_scan_gpu, ring_gpu, target
 from pallas_kernels.ring_gpu import Tiles
 from ssm import ops, reference
-from tests.pairwise import mostly_slow, pairwise
+from tests.pairwise import mostly_slow, name_of, pairwise
 from tests.pallas_kernels.test_linear_scan_tpu import second_derivative
 from tests.ssm.ops import test_linear_scan as of_the_op
 
@@ -37,56 +37,28 @@ QUICK = pairwise(
         "reverse": (True, False),
     }
 )
-FULL = pairwise(
-    {
-        "time": (1, 65, 257),
-        "decay": ("a", "log_a", "constant a"),  # all kinds are in QUICK
-        "dtype": ("float32", "complex64", "bfloat16"),
-        "block": (128, 256),
-        "segments": (1, 3, 9),
-        "width": (1, 96, 128, 1000),
-        "h0": (False, True),
-        "reset": (False, True),
-        "reverse": (False, True),
-    }
-)[:8]
-
-
-def name_of(row):
-    return "-".join(map(str, row.values()))
-
-
-@pytest.fixture
-def tiles(monkeypatch):
-    """Sets some of the fields of the tiles that are chosen."""
-    choose = ring_gpu.choose_tiles
-
-    def set_fields(**fields):
-        monkeypatch.setattr(
-            ring_gpu,
-            "choose_tiles",
-            lambda *arguments: choose(*arguments)._replace(**fields),
-        )
-
-    return set_fields
+FULL = of_the_op.full_grid(
+    of_the_op.KINDS, block=(128, 256), segments=(1, 3), turn=(1, 8)
+)
 
 
 @pytest.mark.usefixtures("as_gpu")
 @pytest.mark.parametrize("row", mostly_slow(QUICK, *QUICK[:6]), ids=name_of)
-def test_equals_the_loop_in_value_and_gradient(row, tiles, monkeypatch):
+def test_equals_the_loop_in_value_and_gradient(row, gpu_tiles, monkeypatch):
     monkeypatch.setattr(ring_gpu, "ROWS", 2)
-    tiles(steps=4, stages=2, segments=row["segments"])
+    gpu_tiles(steps=4, stages=2, segments=row["segments"])
     dtype, decay = row["kind"]
     case = {"implementation": "mosaic_gpu", "time": 11, "dtype": dtype, "decay": decay}
     of_the_op.check(case | row)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("as_gpu")
+@pytest.mark.usefixtures("as_gpu_without_races")
 @pytest.mark.parametrize("row", FULL, ids=name_of)
-def test_equals_the_loop_on_the_large_grid(row, tiles):
-    tiles(width=row["block"], segments=row["segments"], steps=16)
-    of_the_op.check({"implementation": "mosaic_gpu"} | row)
+def test_equals_the_loop_on_the_full_grid(row, gpu_tiles, monkeypatch):
+    monkeypatch.setattr(ring_gpu, "ROWS", row["turn"])
+    gpu_tiles(width=row["block"], segments=row["segments"], steps=16)
+    of_the_op.check({"implementation": "mosaic_gpu"} | row, batch=1)
 
 
 @pytest.mark.usefixtures("as_gpu")
@@ -193,10 +165,10 @@ def test_vmap_is_one_by_one(constant, monkeypatch):
         pytest.param(False, 2, marks=pytest.mark.slow),
     ],
 )
-def test_inside_a_shard_map(check_vma, segments, tiles, monkeypatch):
+def test_inside_a_shard_map(check_vma, segments, gpu_tiles, monkeypatch):
     """On one device: the interpreter fails at random where two run at a time."""
     monkeypatch.setattr(ring_gpu, "ROWS", 1)
-    tiles(steps=4, segments=segments)
+    gpu_tiles(steps=4, segments=segments)
     x, a, h0 = of_the_op.inputs()
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,))
     split, whole = PartitionSpec("data"), PartitionSpec()
@@ -228,9 +200,9 @@ def test_inside_a_shard_map(check_vma, segments, tiles, monkeypatch):
 
 
 @pytest.mark.usefixtures("as_gpu")
-def test_extreme_decays_stay_finite(tiles, monkeypatch):
+def test_extreme_decays_stay_finite(gpu_tiles, monkeypatch):
     monkeypatch.setattr(ring_gpu, "ROWS", 1)
-    tiles(segments=2, steps=4)
+    gpu_tiles(segments=2, steps=4)
     x = jnp.ones((1, 11, 4))
     log_a = jnp.broadcast_to(jnp.array([0.0, -80.0, -1e30, -jnp.inf]), x.shape)
     h, vjp = jax.vjp(

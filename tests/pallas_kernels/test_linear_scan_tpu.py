@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels import linear_scan_tpu, scan_tiles_tpu, target
 from ssm import ops, reference
-from tests.pairwise import mostly_slow, pairwise
+from tests.pairwise import mostly_slow, name_of, pairwise
 from tests.ssm.ops import test_linear_scan as of_the_op
 
 KINDS = (  # of x, and of the decay
@@ -35,40 +35,27 @@ QUICK = pairwise(
         "reverse": (True, False),
     }
 )
-FULL = pairwise(
-    {
-        "time": (7, 64, 257),
-        "decay": ("a", "log_a", "constant a"),  # all kinds are in QUICK
-        "dtype": ("float32", "complex64", "bfloat16"),
-        "steps": (16, 512),
-        "width": (1, 96, 128, 1000),
-        "h0": (False, True),
-        "reset": (False, True),
-        "reverse": (False, True),
-    }
-)[:12]
-
-
-def name_of(row):
-    return "-".join(map(str, row.values()))
+FULL = of_the_op.full_grid(
+    of_the_op.KINDS, steps=(16, 512), by_rows=(True, False), batch=(1, 2)
+)
 
 
 @pytest.mark.usefixtures("as_tpu")
 @pytest.mark.parametrize("row", mostly_slow(QUICK, *QUICK[:8]), ids=name_of)
-def test_equals_the_loop_in_value_and_gradient(row, tiles):
+def test_equals_the_loop_in_value_and_gradient(row, tpu_tiles):
     width = min(row["width"], 128)
-    tiles(steps=row["steps"], by_rows=row["by_rows"], width=width)
+    tpu_tiles(steps=row["steps"], by_rows=row["by_rows"], width=width)
     dtype, decay = row["kind"]
     case = {"implementation": "pallas_tpu", "time": 20, "dtype": dtype, "decay": decay}
     of_the_op.check(case | row)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("as_tpu")
+@pytest.mark.usefixtures("as_tpu_without_races")
 @pytest.mark.parametrize("row", FULL, ids=name_of)
-def test_equals_the_loop_on_the_large_grid(row, tiles):
-    tiles(steps=row["steps"])
-    of_the_op.check({"implementation": "pallas_tpu"} | row)
+def test_equals_the_loop_on_the_full_grid(row, tpu_tiles):
+    tpu_tiles(steps=row["steps"], by_rows=row["by_rows"])
+    of_the_op.check({"implementation": "pallas_tpu"} | row, batch=row["batch"])
 
 
 @pytest.mark.usefixtures("as_tpu")

@@ -11,8 +11,8 @@ from jax.test_util import check_grads
 
 from ssm import ops, reference
 from tests import golden
-from tests.pairwise import mostly_slow, pairwise
-from tests.ssm.ops.test_rg_lru_scan import compare, exact, name_of, same
+from tests.pairwise import crossed, mostly_slow, name_of, pairwise
+from tests.ssm.ops.test_rg_lru_scan import compare, exact, same
 
 IMPLEMENTATIONS = ("loop", "scan", "associative")
 GRID = {
@@ -25,8 +25,10 @@ GRID = {
     "reset": (False, True),
     "reverse": (False, True),
 }
+SIZES = {name: GRID[name] for name in ("time", "width")}
+OPTIONS = {name: GRID[name] for name in ("theta", "h0", "reset", "reverse")}
 # The full grid is slow; one step alone has a test of its own.
-ROWS = pairwise(GRID | {"time": (2, 7, 65), "width": (1, 130)})
+QUICK = pairwise(GRID | {"time": (2, 7, 65), "width": (1, 130)})
 
 
 def draw(row, batch=2):
@@ -106,8 +108,8 @@ def error_bounds(row, case):
     ]
 
 
-def check(row):
-    case = draw(row)
+def check(row, batch=2):
+    case = draw(row, batch)
     double = row["dtype"] in ("float64", "complex128")
     options = {"reset": case["reset"], "reverse": row["reverse"]}
     names = ("x", "f", "lower_bound", "theta", "h0")
@@ -140,25 +142,19 @@ def check(row):
     compare(*zip(*rows, strict=True), 0.0 if double else 1.2e-38)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@pytest.mark.parametrize("row", QUICK, ids=name_of)
 def test_equals_the_loop_in_value_and_gradient(row):
     check(row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("dtype", GRID["dtype"])
-@pytest.mark.parametrize("theta", GRID["theta"])
-def test_equals_the_loop_on_the_full_grid(implementation, dtype, theta):
-    """Every length; the other options take turns, from another one in each test."""
-    names = ("width", "h0", "reset", "reverse")
-    options = itertools.cycle(itertools.product(*(GRID[name] for name in names)))
-    first = 5 * (3 * IMPLEMENTATIONS.index(implementation) + GRID["dtype"].index(dtype))
-    turns = itertools.islice(options, first + theta, None, 3)
-    for time, values in zip(GRID["time"], turns, strict=False):
-        row = {"implementation": implementation, "time": time}
-        row |= {"dtype": dtype, "theta": theta}
-        check(row | dict(zip(names, values, strict=True)))
+@pytest.mark.parametrize("time", GRID["time"])
+def test_equals_the_loop_on_the_full_grid(implementation, time):
+    """Every length and width."""
+    for row in crossed(SIZES, OPTIONS | {"dtype": GRID["dtype"]}):
+        if row["time"] == time:
+            check({"implementation": implementation} | row)
 
 
 def inputs(batch=2, time=9, width=3, dtype=jnp.float32, is_complex=True):

@@ -10,7 +10,7 @@ import pytest
 from jax.test_util import check_grads
 
 from ssm import ops, reference
-from tests.pairwise import mostly_slow, pairwise
+from tests.pairwise import crossed, mostly_slow, name_of, pairwise
 
 IMPLEMENTATIONS = ("loop", "scan", "associative")
 GRID = {
@@ -21,8 +21,10 @@ GRID = {
     "h0": (False, True),
     "reset": (False, True),
 }
+SIZES = {name: GRID[name] for name in ("time", "width")}
+OPTIONS = {name: GRID[name] for name in ("h0", "reset")}
 # The full grid is slow; one step alone has a test of its own.
-ROWS = pairwise(GRID | {"time": (2, 7, 65), "width": (1, 130)})
+QUICK = pairwise(GRID | {"time": (2, 7, 65), "width": (1, 130)})
 
 
 def draw(row, batch=2):
@@ -85,8 +87,8 @@ def error_bounds(row, case):
     ]
 
 
-def check(row):
-    case = draw(row)
+def check(row, batch=2):
+    case = draw(row, batch)
     wide = row["dtype"] == "float64"
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
 
@@ -124,27 +126,19 @@ def compare(labels, got, want, bounds, tiny):
         assert np.all(error <= bound + tiny), (label, np.max(error / (bound + 1e-300)))
 
 
-def name_of(row):
-    return "-".join(map(str, row.values()))
-
-
-@pytest.mark.parametrize("row", ROWS, ids=name_of)
+@pytest.mark.parametrize("row", QUICK, ids=name_of)
 def test_equals_the_loop_in_value_and_gradient(row):
     check(row)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize("dtype", GRID["dtype"])
-def test_equals_the_loop_on_the_full_grid(implementation, dtype):
-    """Every length; the other options take turns, from another one in each test."""
-    names = ("width", "h0", "reset")
-    options = itertools.cycle(itertools.product(*(GRID[name] for name in names)))
-    first = 5 * (3 * IMPLEMENTATIONS.index(implementation) + GRID["dtype"].index(dtype))
-    turns = itertools.islice(options, first, None, 3)
-    for time, values in zip(GRID["time"], turns, strict=False):
-        row = {"implementation": implementation, "dtype": dtype, "time": time}
-        check(row | dict(zip(names, values, strict=True)))
+@pytest.mark.parametrize("time", GRID["time"])
+def test_equals_the_loop_on_the_full_grid(implementation, time):
+    """Every length and width."""
+    for row in crossed(SIZES, OPTIONS | {"dtype": GRID["dtype"]}):
+        if row["time"] == time:
+            check({"implementation": implementation} | row)
 
 
 def inputs(batch=2, time=9, width=3, dtype=jnp.float32):

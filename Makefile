@@ -1,6 +1,7 @@
 # make demo | test | test-slow | bench | lint. Each sets up its own virtual environment
 # first: .venv for the default Python, .venv-3.13 for `make test PYTHON=python3.13`.
-# `make bench PEER=DIR` also measures the checkout of minimal-LRU in DIR.
+# `make bench PEER=DIR` also measures the checkout of minimal-LRU in DIR, and
+# RECURRENT_GEMMA=DIR that of DeepMind's recurrentgemma.
 
 PYTHON ?= python3
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell \
@@ -41,7 +42,8 @@ compile-kernels: install
 	$(RUN) pytest -m 'aot_tpu or aot_gpu'
 
 bench: install
-	$(RUN) benchmarks.run $(if $(PEER),--peer $(PEER))
+	$(RUN) benchmarks.run $(if $(PEER),--peer $(PEER)) \
+		$(if $(RECURRENT_GEMMA),--recurrent-gemma $(RECURRENT_GEMMA))
 
 lint: install
 	$(RUN) ruff check

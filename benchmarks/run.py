@@ -1,6 +1,7 @@
 """Run benchmarks, print their tables and keep them in benchmarks/results.
 
-    python -m benchmarks.run [NAME ...] [--peer CHECKOUT] [--out DIR]
+    python -m benchmarks.run [NAME ...] [--peer CHECKOUT] [--recurrent-gemma CHECKOUT]
+        [--out DIR]
 
 Every benchmark checks that the programs agree before it times them, and times them in
 turns in one process, so that its ratios hold on a machine that is busy elsewhere too.
@@ -13,7 +14,16 @@ from pathlib import Path
 
 import jax
 
-from benchmarks import import_cost, layers, listops, ops, runner, train_step
+from benchmarks import (
+    griffin,
+    import_cost,
+    layers,
+    listops,
+    ops,
+    recurrent_gemma,
+    runner,
+    train_step,
+)
 from benchmarks.harness import ROOT, environment
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -24,12 +34,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run")
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--peer", type=Path, help="a checkout of minimal-LRU")
+    parser.add_argument(
+        "--recurrent-gemma", type=Path, help="a checkout of recurrentgemma"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     benchmarks: dict[str, Callable[[], str]] = {
         "ops": functools.partial(ops.run, options.out),
         "layers": layers.run,
         "train_step": functools.partial(train_step.run, options.peer),
+        "griffin": griffin.run,
+        "recurrent_gemma": functools.partial(
+            recurrent_gemma.run, options.recurrent_gemma
+        ),
         "runner": runner.run,
         "listops": listops.run,
         "import_cost": import_cost.run,

@@ -1,13 +1,14 @@
-"""Every key of a run, with its default and unit. Nothing else invents keys.
+"""Every key of a run, with its default and unit; `families.py` has those of its model.
 
-A config file starts from `get_config`, names its task and its sequence layer, and then
-sets what differs; the result is locked, so a mistyped key fails where it is written.
+A config file starts from `get_config`, names its task and a model of `families.py`, and
+then sets what differs; the result is locked, so a mistyped key fails where it is
+written.
 
     def get_config(variant="lru"):
         family, words = base.parse_variant(variant, ("lru",), modifiers=("tiny",))
         config = base.get_config(
             task={"name": "digits"},
-            mixer={"name": "lru", "d_state": 64},
+            model=families.lru(d_model=32, n_layers=2, d_state=64),
         )
         config.train.steps = 2_000
         return config
@@ -23,15 +24,16 @@ from ml_collections import ConfigDict
 def get_config(
     *,
     task: Mapping[str, Any],
-    mixer: Mapping[str, Any],
+    model: Mapping[str, Any],
     data: Mapping[str, Any] | None = None,
 ) -> ConfigDict:
-    """Return the locked defaults for a task and a sequence layer.
+    """Return the locked defaults for a task and a model.
 
     Args:
       task: `name`, one of `experiments.builders.TASKS`, and the arguments of that task.
-      mixer: `name`, one of `experiments.builders.MIXERS`, and the arguments of that
-        layer besides `d_model`.
+      model: keys of `config.model`, as a function of `families.py` returns them. They
+        must have `mixer` and `block`: each a `name`, one of `MIXERS` and of `BLOCKS` in
+        `experiments.builders`, and its arguments.
       data: further keys of `config.data`, arguments of the task as well.
     """
     config = ConfigDict()
@@ -49,18 +51,15 @@ def get_config(
     config.model.n_layers = 6
     config.model.pooling = "mean"  # "mean" | "last": classifiers only
     config.model.tied = False  # output = embedding transposed: language models only
-    config.model.final_norm = False
+    config.model.embedding_scale = 1.0  # of the inputs: language models only
+    config.model.soft_cap = 0.0  # bound of the logits, 0: off; language models only
+    config.model.final_norm = "none"  # "none" | "layer" | "rms" | "gemma"
     config.model.scan_layers = False  # one compiled block instead of n_layers
     config.model.remat = False  # recompute activations in the backward pass
     config.model.dtype = "float32"  # of the computation
     config.model.param_dtype = "float32"  # of the parameters
     config.model.implementation = ""  # of the recurrence; empty: fastest available
-    config.model.mixer = ConfigDict(dict(mixer))
-    config.model.block = ConfigDict()
-    config.model.block.norm = "layer"  # "layer" | "batch" | "rms"
-    config.model.block.prenorm = True
-    config.model.block.glu = "full"  # "full" | "half" | "none"
-    config.model.block.dropout = 0.0  # probability of dropping
+    config.model.update(ConfigDict(dict(model)))
 
     config.optimizer = ConfigDict()  # AdamW
     config.optimizer.learning_rate = 1e-3  # at its peak

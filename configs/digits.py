@@ -8,11 +8,9 @@ same split: 0.939 test accuracy.
 Measured: 0.981, 0.986 and 0.978 test accuracy (seeds 0, 1, 2), 16 s on two CPU cores.
 """
 
-import math
-
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, families
 
 
 def get_config(variant: str = "lru") -> ConfigDict:
@@ -20,17 +18,8 @@ def get_config(variant: str = "lru") -> ConfigDict:
     base.parse_variant(variant, families=("lru",))
     config = base.get_config(
         task={"name": "digits"},
-        mixer={
-            "name": "lru",
-            "d_state": 32,
-            "r_min": 0.5,
-            "r_max": 0.99,
-            "max_phase": math.tau,
-            "bidirectional": False,
-        },
+        model=families.lru(d_model=32, n_layers=2, d_state=32, r_min=0.5, r_max=0.99),
     )
-    config.model.d_model = 32
-    config.model.n_layers = 2
     config.optimizer.learning_rate = 8e-3
     config.train.steps = 1_350
     config.train.batch_size = 64

@@ -1,8 +1,9 @@
 """From a config to a task, a model and an optimiser. Only here are names known."""
 
 import contextlib
+import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -12,13 +13,14 @@ from ml_collections import ConfigDict
 
 import ssm
 from experiments.errors import UserError
+from experiments.families import BLOCKS, MIXERS, Shared
 from experiments.tasks.base import Task
 from experiments.tasks.byte_text import ByteText
 from experiments.tasks.delayed_copy import DelayedCopy
 from experiments.tasks.digits import Digits
 from experiments.tasks.listops import ListOps
-from ssm.blocks import S4Block
 from ssm.layers.base import SequenceLayer
+from ssm.models.griffin import MakeLayer
 
 T = TypeVar("T")
 
@@ -28,7 +30,6 @@ TASKS: dict[str, type[Task]] = {
     "digits": Digits,
     "listops": ListOps,
 }
-MIXERS: dict[str, Callable[..., SequenceLayer]] = {"lru": ssm.LRU}
 
 
 def build_task(config: ConfigDict) -> Task:
@@ -61,40 +62,80 @@ def _task(config: ConfigDict) -> tuple[type[Task], dict[str, Any]]:
 
 
 def build_model(config: ConfigDict, task: Task) -> Callable[[jax.Array], nnx.Module]:
-    """Return the function that makes the model's initial parameters from a key."""
+    """Return the function that makes the model's initial parameters from a key.
+
+    Raises:
+      UserError: there is no such mixer or block, or it takes other arguments. The
+        function returned raises one for a value that is refused, and for a language
+        model that looks ahead.
+    """
     model = config.model
-    mixer, mixer_arguments = _look_up("model.mixer", MIXERS, model.mixer)
-    dtypes = {"dtype": model.dtype, "param_dtype": model.param_dtype}
-    mixer_arguments |= dtypes | {"d_model": model.d_model}
-    mixer_arguments |= {"implementation": model.implementation or None}
-    _check_arguments("model.mixer", mixer, mixer_arguments | {"rngs": None})
-
-    def make_block(rngs: nnx.Rngs) -> nnx.Module:
-        layer = mixer(**mixer_arguments, rngs=rngs)
-        return S4Block(layer, model.d_model, **model.block, **dtypes, rngs=rngs)
-
-    heads: dict[str, tuple[Callable[..., nnx.Module], dict[str, Any]]] = {
+    shared = Shared(
+        model.d_model,
+        model.n_layers,
+        model.dtype,
+        model.param_dtype,
+        model.implementation or None,
+    )
+    mixers = _mixers(model, shared)
+    blocks, arguments = _look_up("model.block", BLOCKS, model.block)
+    make_blocks = functools.partial(blocks, mixers, shared)
+    _check_arguments("model.block", make_blocks, arguments)
+    kinds: dict[str, tuple[Callable[..., nnx.Module], dict[str, Any]]] = {
         "classifier": (ssm.SequenceClassifier, {"pooling": model.pooling}),
-        "language_model": (ssm.LanguageModel, {"tied": model.tied}),
+        "language_model": (
+            ssm.LanguageModel,
+            {
+                "tied": model.tied,
+                "embedding_scale": model.embedding_scale,
+                "soft_cap": model.soft_cap or None,
+            },
+        ),
     }
-    head, head_arguments = heads[task.model_kind]
+    kind, of_kind = kinds[task.model_kind]
 
     def create(key: jax.Array) -> nnx.Module:
         with _section("model"):
-            return head(
-                make_block,
+            built = kind(
+                make_blocks(**arguments),
                 n_layers=model.n_layers,
                 d_model=model.d_model,
-                final_norm=model.final_norm,
+                final_norm=False if model.final_norm == "none" else model.final_norm,
                 scan_layers=model.scan_layers,
                 remat=model.remat,
-                **head_arguments,
+                **of_kind,
                 **task.model_kwargs,
-                **dtypes,
+                **shared.types(),
                 rngs=nnx.Rngs(key),
             )
+        if task.model_kind == "language_model":
+            _refuse_looking_ahead(built)
+        return built
 
     return create
+
+
+def _mixers(model: ConfigDict, shared: Shared) -> Sequence[MakeLayer]:
+    """The layers of `model.mixer` that take turns; a layer of that name everywhere."""
+    kind, arguments = _look_up("model.mixer", MIXERS, model.mixer)
+    if not isinstance(kind, type):
+        _check_arguments("model.mixer", functools.partial(kind, shared), arguments)
+        return kind(shared, **arguments)
+    arguments |= {"d_model": shared.d_model} | shared.of_recurrence()
+    # The class itself shows the signature of nnx.Module, which takes anything.
+    constructor = functools.partial(kind.__init__, None)  # type: ignore[misc]
+    _check_arguments("model.mixer", constructor, arguments | {"rngs": None})
+    return [lambda rngs: kind(**arguments, rngs=rngs)]
+
+
+def _refuse_looking_ahead(model: nnx.Module) -> None:
+    """Raise a UserError if a layer sees what a language model is to predict."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, SequenceLayer) and not module.causal:
+            raise UserError(
+                f"config section model.mixer: {type(module).__name__} looks ahead, at "
+                "what a language model is to predict; set bidirectional=False"
+            )
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:

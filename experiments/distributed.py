@@ -1,13 +1,13 @@
 """Processes, the device mesh, and how arrays lie on it.
 
-Batches are split over the mesh axes `data` and `fsdp`, large parameters over `fsdp`;
-the ops split sequences over `time` (`ssm.ops.axis_names`).
+Batches are split over the mesh axes `data` and `fsdp`, large parameters over `fsdp`
+(`ssm.param_sharding`); the ops split sequences over `time` (`ssm.ops.axis_names`).
 """
 
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -19,8 +19,6 @@ from experiments.errors import UserError
 T = TypeVar("T")
 
 BATCH_AXES = ("data", "fsdp")
-# Below this many elements, gathering a parameter costs more than keeping it whole.
-FSDP_MIN_SIZE = 2**16
 
 
 def initialize(
@@ -119,24 +117,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_batch(mesh: Mesh) -> NamedSharding:
     """Each device holds its part of the leading axis, those along `time` the same."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-
-
-def by_size(mesh: Mesh, tree: Any) -> Any:
-    """Return the sharding of each array: over `fsdp` if it is large, else whole.
-
-    The largest axis that `fsdp` divides is split; optimiser moments, having the shapes
-    of their parameters, lie as these do.
-    """
-    fsdp = mesh.shape["fsdp"]
-
-    def sharding(array: Any) -> NamedSharding:
-        axes = [axis for axis, n in enumerate(array.shape) if n % fsdp == 0]
-        if fsdp == 1 or array.size < FSDP_MIN_SIZE or not axes:
-            return replicated(mesh)
-        axis = max(axes, key=lambda axis: array.shape[axis])
-        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
-
-    return jax.tree.map(sharding, tree)
 
 
 def check_batch(

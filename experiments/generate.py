@@ -9,6 +9,7 @@ the model ends the document, or for max_new_tokens. Exit code 0, or 1 with the r
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +55,8 @@ def continuations(
     `options` are those of `ssm.generate.generate`.
 
     Raises:
-      UserError: there is no run, it is no language model of text, or an option is off.
+      UserError: there is no run, it is no language model of text, an option is off, or
+        there is not the memory for what is asked.
     """
     # jax and orbax take seconds to import: only now.
     import jax
@@ -89,15 +91,25 @@ def continuations(
             program.graphdef, evaluated_params(state), state["model_state"]
         )
         try:
+            tokens, lengths = left_pad([task.encode(prompt) for prompt in prompts])
             made = generate(
                 model,
-                *left_pad([task.encode(prompt) for prompt in prompts]),
+                tokens,
+                lengths,
                 stop_tokens=task.stop_tokens,
                 key=jax.random.key(seed),
                 **options,  # type: ignore[arg-type]
             )
+            jax.block_until_ready(made)  # errors of the device come here
         except ValueError as error:
             raise UserError(str(error)) from error
+        except jax.errors.JaxRuntimeError as error:
+            if not re.search("RESOURCE_EXHAUSTED|Out of memory", str(error)):
+                raise
+            raise UserError(
+                f"no memory for {len(prompts)} prompts of up to {tokens.shape[1]} "
+                f"tokens and {options['max_new_tokens']} new ones each: ask for less"
+            ) from error
     return [
         task.decode(tokens[:length].tolist())
         for tokens, length in zip(made.tokens, made.lengths, strict=True)

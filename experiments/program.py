@@ -19,7 +19,7 @@ from experiments import builders, distributed, metrics
 from experiments.errors import UserError
 from experiments.evaluate import EvalStep, make_eval_step
 from experiments.tasks.base import Task
-from ssm import param_groups
+from ssm import param_groups, param_sharding
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -97,7 +97,7 @@ def build(
         return jax.random.split(jax.random.key(seed))
 
     shapes = jax.eval_shape(new_state, model)
-    shardings = distributed.by_size(mesh, shapes)
+    shardings = param_sharding.by_size(mesh, shapes)
     replicated = distributed.replicated(mesh)
 
     def init(seed: jax.Array) -> State:

@@ -67,7 +67,7 @@ class Workdir:
         path = self.path / name
         try:
             return json.loads(path.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError as error:
             raise UserError(f"{path} is not JSON ({error}): remove it") from error

@@ -412,9 +412,9 @@ def _kernel(row, fold, cut, inputs, outputs, scratch):
 
     for i in range(min(stages, per_segment)):
         pl.when(i < count)(functools.partial(copy, i))
-    constant = tuple(ref[channels] for ref in constants)
-    # The product forgets over which axes of a mesh an array varies: within the kernel
+    # The products forget over which axes of a mesh an array varies: within the kernel
     # nothing else knows.
+    constant = tuple(ref[channels] * 1.0 for ref in constants)
     state = tuple(ref[b, channels] * 1.0 for ref in carry)
     if summaries:
         state = _fold(fold, summaries, segments, place, b, channels, state)

@@ -4,8 +4,20 @@
 `ssm.models` what is built of them. The layers and models are re-exported here.
 """
 
-from ssm import blocks, generate, layers, models, ops, param_groups
+from ssm import (
+    blocks,
+    generate,
+    layers,
+    models,
+    ops,
+    param_groups,
+    param_sharding,
+    pretrained,
+)
 from ssm.layers import (
+    HGRN2,
+    HGRU,
+    HGRU2D,
     LRU,
     RGLRU,
     Attention,
@@ -13,13 +25,18 @@ from ssm.layers import (
     CausalConv1D,
     GatedMLP,
     GriffinRecurrence,
+    LightningAttention,
     LocalAttention,
+    MixtureOfExperts,
 )
 from ssm.models import LanguageModel, SequenceClassifier
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "HGRN2",
+    "HGRU",
+    "HGRU2D",
     "LRU",
     "RGLRU",
     "Attention",
@@ -28,7 +45,9 @@ __all__ = [
     "GatedMLP",
     "GriffinRecurrence",
     "LanguageModel",
+    "LightningAttention",
     "LocalAttention",
+    "MixtureOfExperts",
     "SequenceClassifier",
     "blocks",
     "generate",
@@ -36,4 +55,6 @@ __all__ = [
     "models",
     "ops",
     "param_groups",
+    "param_sharding",
+    "pretrained",
 ]

@@ -1,5 +1,6 @@
 """Residual blocks around sequence layers."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -9,7 +10,7 @@ from jax.typing import DTypeLike
 
 from ssm.layers.base import Carry, SequenceLayer, Stepping
 
-Norm = Literal["layer", "rms", "gemma", "batch"]
+Norm = Literal["layer", "rms", "gemma", "batch"] | Callable[..., nnx.Module]
 Glu = Literal["full", "half", "none"]
 
 
@@ -23,8 +24,11 @@ def make_norm(
 ) -> nnx.Module:
     """A norm over the channels, or over batch and time if its kind is "batch".
 
-    Of the others "gemma" is `GemmaNorm`, "layer" and "rms" are those of Flax.
+    Of the others "gemma" is `GemmaNorm`, "layer" and "rms" are those of Flax. Or `kind`
+    builds the norm itself, called as the class of one would be.
     """
+    if callable(kind):
+        return kind(width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
     if kind not in ("layer", "rms", "gemma", "batch"):
         raise ValueError(
             f"norm={kind!r} is unknown, wanted 'layer', 'rms', 'gemma' or 'batch'"
@@ -42,6 +46,16 @@ def make_norm(
         )
     norm = nnx.LayerNorm if kind == "layer" else nnx.RMSNorm
     return norm(width, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+
+def make_final_norm(kind: Norm | bool, width: int, **options: Any) -> nnx.Module | None:
+    """The norm between the last block and the output: True is "layer", False none.
+
+    `options` are those of `make_norm`.
+    """
+    if kind is False:
+        return None
+    return make_norm("layer" if kind is True else kind, width, **options)
 
 
 def apply_norm(
@@ -86,6 +100,11 @@ class GemmaNorm(nnx.Module):
         return (x * (1 + scale).reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
 
 
+def wanted(mixer: SequenceLayer, per_layer: dict[str, Any]) -> dict[str, Any]:
+    """What of the values that a model has for each layer this one takes."""
+    return {name: per_layer[name] for name in mixer.per_layer if name in per_layer}
+
+
 class S4Block(Stepping, nnx.Module):
     """The residual block of the S4 family: mixer over time, then a gate over channels.
 
@@ -103,7 +122,8 @@ class S4Block(Stepping, nnx.Module):
         z, carry = block(x, carry=None, *, reset=None, key=None, mask=None, train=False)
 
     Dropout happens if a PRNG `key` is given, and only then. `mask` (B, T)
-    bool and `train` concern batch norm alone: where its statistics come from.
+    bool and `train` concern batch norm alone: where its statistics come from. Further
+    keywords go to a mixer that names them in `per_layer`.
 
     Source: Gu et al. 2022 (2111.00396); the gates as in Orvieto et al. 2023
     (2303.06349), appendix D.1.
@@ -145,10 +165,11 @@ class S4Block(Stepping, nnx.Module):
         key: jax.Array | None = None,
         mask: jax.Array | None = None,
         train: bool = False,
+        **per_layer: jax.Array,
     ) -> tuple[jax.Array, Carry]:
         keys = (None, None) if key is None else jax.random.split(key)
         v = apply_norm(self.norm, x, mask=mask, train=train) if self.prenorm else x
-        v, carry = self.mixer(v, carry, reset=reset)
+        v, carry = self.mixer(v, carry, reset=reset, **wanted(self.mixer, per_layer))
         v = self._gate(self._drop(nnx.gelu(v), keys[0]))
         z = x + self._drop(v, keys[1])
         if not self.prenorm:
@@ -187,7 +208,8 @@ class ResidualBlock(Stepping, nnx.Module):
       dtype, param_dtype: of the norms.
 
     Dropout happens if a PRNG `key` is given, and only then. `mask` (B, T) bool and
-    `train` concern batch norm alone: where its statistics come from.
+    `train` concern batch norm alone: where its statistics come from. Further keywords
+    go to a mixer that names them in `per_layer`.
 
     Source: with the Gemma norm, De et al. 2024, Griffin (2402.19427), section 2.1.
     """
@@ -224,10 +246,11 @@ class ResidualBlock(Stepping, nnx.Module):
         key: jax.Array | None = None,
         mask: jax.Array | None = None,
         train: bool = False,
+        **per_layer: jax.Array,
     ) -> tuple[jax.Array, Carry]:
         keys = (None, None) if key is None else jax.random.split(key)
         v = apply_norm(self.norm, x, mask=mask, train=train)
-        v, carry = self.mixer(v, carry, reset=reset)
+        v, carry = self.mixer(v, carry, reset=reset, **wanted(self.mixer, per_layer))
         z = x + self._drop(v, keys[0])
         v = self.mlp(apply_norm(self.mlp_norm, z, mask=mask, train=train))
         return z + self._drop(v, keys[1]), carry

@@ -9,8 +9,6 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ssm.layers.base import SequenceLayer
-
 RECURRENCE, NORM_AND_BIAS, REGULAR = "recurrence", "norm_and_bias", "regular"
 
 
@@ -26,8 +24,7 @@ def labels(model: nnx.Module) -> dict[str, Any]:
     declared = {
         (*path, name)
         for path, module in nnx.iter_modules(model)
-        if isinstance(module, SequenceLayer)
-        for name in module.recurrence_parameters
+        for name in getattr(module, "recurrence_parameters", ())
     }
 
     def label(path, _):

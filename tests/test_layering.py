@@ -32,9 +32,12 @@ ALLOWED = {
     "ssm.blocks": BLOCKS,
     "ssm.models": MODELS,
     "ssm.param_groups": MODELS | {"ssm.models"},
+    "ssm.param_sharding": {"jax"},
+    "ssm.pretrained": MODELS | {"ssm.models", "ssm.param_groups", "ssm.param_sharding"},
     "ssm.generate": {"jax", "numpy", "flax"},
     "ssm": {f"ssm.{room}" for room in ("ops", "layers", "blocks", "models")}
-    | {"ssm.generate", "ssm.initializers", "ssm.param_groups", "ssm.reference"},
+    | {"ssm.generate", "ssm.initializers", "ssm.param_groups", "ssm.reference"}
+    | {"ssm.param_sharding", "ssm.pretrained"},
     "configs": {"ml_collections"},
 }
 

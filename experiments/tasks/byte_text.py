@@ -101,7 +101,12 @@ class ByteText(TextTask):
         }
 
     def encode(self, text: str) -> list[int]:
-        return [START, *text.encode()]
+        try:
+            return [START, *text.encode()]
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the prompt {text!r} is not UTF-8 text at its character {error.start}"
+            ) from error
 
     def decode(self, tokens: Sequence[int]) -> str:
         return bytes(t for t in tokens if t < START).decode(errors="replace")

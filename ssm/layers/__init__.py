@@ -7,19 +7,32 @@ from ssm.layers.block_diagonal import BlockDiagonalLinear
 from ssm.layers.causal_conv1d import CausalConv1D
 from ssm.layers.gated_mlp import GatedMLP
 from ssm.layers.griffin_recurrence import GriffinRecurrence
+from ssm.layers.hgrn2 import HGRN2
+from ssm.layers.hgru import HGRU
+from ssm.layers.hgru2d import HGRU2D
+from ssm.layers.lightning_attention import DecaySlopes, LightningAttention
 from ssm.layers.local_attention import LocalAttention
+from ssm.layers.lower_bounds import LowerBounds
 from ssm.layers.lru import LRU
+from ssm.layers.mixture_of_experts import MixtureOfExperts
 from ssm.layers.rg_lru import RGLRU
 
 __all__ = [
+    "HGRN2",
+    "HGRU",
+    "HGRU2D",
     "LRU",
     "RGLRU",
     "Attention",
     "Bidirectional",
     "BlockDiagonalLinear",
     "CausalConv1D",
+    "DecaySlopes",
     "GatedMLP",
     "GriffinRecurrence",
+    "LightningAttention",
     "LocalAttention",
+    "LowerBounds",
+    "MixtureOfExperts",
     "SequenceLayer",
 ]

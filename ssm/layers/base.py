@@ -38,10 +38,13 @@ class SequenceLayer(Stepping, nnx.Module):
       causal: False for layers that look ahead. They take no carry and return None.
       recurrence_parameters: names of the parameters that decide the dynamics and want a
         smaller learning rate and no weight decay (see `ssm.param_groups`).
+      per_layer: names of further keywords of the call, for values that a model works
+        out for all of its layers at once (see `ssm.models.stack.Coupled`).
     """
 
     causal: bool = True
     recurrence_parameters: ClassVar[tuple[str, ...]] = ()
+    per_layer: tuple[str, ...] = ()
 
     def __call__(
         self, x: jax.Array, carry: Carry = None, *, reset: jax.Array | None = None

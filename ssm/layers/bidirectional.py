@@ -29,16 +29,22 @@ class Bidirectional(SequenceLayer):
 
     def __init__(self, forward: SequenceLayer, backward: SequenceLayer):
         self.forward, self.backward = forward, backward
+        self.per_layer = forward.per_layer
 
     def __call__(
-        self, x: jax.Array, carry: Carry = None, *, reset: jax.Array | None = None
+        self,
+        x: jax.Array,
+        carry: Carry = None,
+        *,
+        reset: jax.Array | None = None,
+        **per_layer: jax.Array,
     ) -> tuple[jax.Array, Carry]:
         if carry is not None:
             raise refuse_carry(self)
-        y, _ = self.forward(x, reset=reset)
+        y, _ = self.forward(x, reset=reset, **per_layer)
         ends = document_ends(reset)
         starts = None if ends is None else jnp.flip(ends, axis=1)
-        z, _ = self.backward(jnp.flip(x, axis=1), reset=starts)
+        z, _ = self.backward(jnp.flip(x, axis=1), reset=starts, **per_layer)
         return y + jnp.flip(z, axis=1), None
 
     def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:

@@ -1,8 +1,17 @@
 """Models: an encoder, a stack of blocks, a head."""
 
-from ssm.models import griffin
+from ssm.models import griffin, hgrn, minimax, transformer, transnormer
 from ssm.models.classifier import SequenceClassifier
 from ssm.models.language_model import LanguageModel
 from ssm.models.stack import Stack
 
-__all__ = ["LanguageModel", "SequenceClassifier", "Stack", "griffin"]
+__all__ = [
+    "LanguageModel",
+    "SequenceClassifier",
+    "Stack",
+    "griffin",
+    "hgrn",
+    "minimax",
+    "transformer",
+    "transnormer",
+]

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from ssm.blocks import Norm, make_final_norm
 from ssm.models.encoder import encode, make_encoder
 from ssm.models.pooling import Pooling, pool, valid_steps
-from ssm.models.stack import MakeBlock, Stack
+from ssm.models.stack import MakeBlock, Pattern, Stack
 
 
 class SequenceClassifier(nnx.Module):
@@ -23,11 +24,12 @@ class SequenceClassifier(nnx.Module):
     first step keeps it from layers that look back from the end.
 
     Args:
-      make_block: builds one block, see `Stack`.
+      make_block: builds one block, or several such in turn, see `Stack`.
       n_layers, d_model, n_classes: sizes.
       vocab_size, d_input: exactly one; says what the inputs are.
       pooling: "mean" over the valid steps, or "last", the last valid one.
-      final_norm: a layer norm after the last block.
+      final_norm: the norm after the last block: its kind, see `blocks.make_norm`; True
+        is "layer", False none.
       scan_layers, remat: see `Stack`.
       dtype, param_dtype: of the computation and of the parameters.
 
@@ -37,7 +39,7 @@ class SequenceClassifier(nnx.Module):
 
     def __init__(
         self,
-        make_block: MakeBlock,
+        make_block: MakeBlock | Pattern,
         *,
         n_layers: int,
         d_model: int,
@@ -45,7 +47,7 @@ class SequenceClassifier(nnx.Module):
         vocab_size: int | None = None,
         d_input: int | None = None,
         pooling: Pooling = "mean",
-        final_norm: bool = False,
+        final_norm: Norm | bool = False,
         scan_layers: bool = False,
         remat: bool = False,
         dtype: DTypeLike | None = None,
@@ -60,7 +62,7 @@ class SequenceClassifier(nnx.Module):
         self.stack = Stack(
             make_block, n_layers, scan_layers=scan_layers, remat=remat, rngs=rngs
         )
-        self.norm = nnx.LayerNorm(d_model, rngs=rngs, **types) if final_norm else None
+        self.norm = make_final_norm(final_norm, d_model, rngs=rngs, **types)
         self.head = nnx.Linear(d_model, n_classes, param_dtype=param_dtype, rngs=rngs)
 
     def __call__(

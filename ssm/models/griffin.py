@@ -1,5 +1,6 @@
 """Hawk, Griffin and RecurrentGemma as language models, in their published sizes."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -7,9 +8,14 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssm.blocks import ResidualBlock
+from ssm.blocks import Norm, ResidualBlock
 from ssm.layers import GatedMLP, GriffinRecurrence, LocalAttention
+from ssm.layers.base import SequenceLayer
 from ssm.models.language_model import LanguageModel
+from ssm.models.stack import MakeBlock
+
+MakeLayer = Callable[[nnx.Rngs], SequenceLayer]
+"""Builds one layer from its random streams."""
 
 
 class Size(NamedTuple):
@@ -71,13 +77,11 @@ def hawk(
     Source: De et al. 2024 (2402.19427), section 2.
     """
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-
-    def recurrent(rngs):
-        mixer = _recurrence(size, conv_width, implementation, types, rngs)
-        return _block(mixer, size, types, rngs)
-
+    mixers = hawk_mixers(
+        size, conv_width=conv_width, implementation=implementation, **types
+    )
     return LanguageModel(
-        recurrent,
+        gated_blocks(mixers, size.d_model, size.n_layers, d_ff=size.d_ff, **types),
         n_layers=size.n_layers,
         d_model=size.d_model,
         vocab_size=vocab_size,
@@ -129,26 +133,16 @@ def griffin(
     code.
     """
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-
-    def recurrent(rngs):
-        mixer = _recurrence(size, conv_width, implementation, types, rngs)
-        return _block(mixer, size, types, rngs)
-
-    def attention(rngs):
-        mixer = LocalAttention(
-            size.d_model,
-            size.n_heads,
-            window=window,
-            n_kv_heads=size.n_kv_heads,
-            out_variance=2 / size.n_layers,
-            rngs=rngs,
-            **types,
-        )
-        return _block(mixer, size, types, rngs)
-
+    mixers = griffin_mixers(
+        size,
+        window=window,
+        conv_width=conv_width,
+        implementation=implementation,
+        **types,
+    )
     scale = float(np.sqrt(size.d_model).astype(jnp.bfloat16)) if scale_embedding else 1
     return LanguageModel(
-        (recurrent, recurrent, attention),
+        gated_blocks(mixers, size.d_model, size.n_layers, d_ff=size.d_ff, **types),
         n_layers=size.n_layers,
         d_model=size.d_model,
         vocab_size=vocab_size,
@@ -181,27 +175,103 @@ def recurrent_gemma(
     return griffin(size, vocab_size=vocab_size, rngs=rngs, **(released | options))
 
 
-def _recurrence(size, conv_width, implementation, types, rngs):
-    return GriffinRecurrence(
-        size.d_model,
-        size.n_blocks or size.n_heads,
-        lru_width=size.lru_width,
-        conv_width=conv_width,
-        out_variance=2 / size.n_layers,
-        implementation=implementation,
-        rngs=rngs,
-        **types,
-    )
+def hawk_mixers(
+    size: Size,
+    *,
+    conv_width: int = 4,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    implementation: str | None = None,
+) -> tuple[MakeLayer]:
+    """The mixers of Hawk in turn, for `gated_blocks`: a recurrence everywhere."""
+
+    def recurrence(rngs):
+        return GriffinRecurrence(
+            size.d_model,
+            size.n_blocks or size.n_heads,
+            lru_width=size.lru_width,
+            conv_width=conv_width,
+            out_variance=2 / size.n_layers,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            implementation=implementation,
+            rngs=rngs,
+        )
+
+    return (recurrence,)
 
 
-def _block(mixer, size, types, rngs):
-    # The released code counts the axis that holds gate and up as inputs too: 1 / (2 D).
-    mlp = GatedMLP(
-        size.d_model,
-        size.d_ff or 3 * size.d_model,
-        in_variance=0.5,
-        out_variance=2 / size.n_layers,
-        rngs=rngs,
-        **types,
+def griffin_mixers(
+    size: Size,
+    *,
+    window: int = 1025,
+    conv_width: int = 4,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    implementation: str | None = None,
+) -> tuple[MakeLayer, MakeLayer, MakeLayer]:
+    """The mixers of Griffin in turn: two recurrences, then local attention."""
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    (recurrence,) = hawk_mixers(
+        size, conv_width=conv_width, implementation=implementation, **types
     )
-    return ResidualBlock(mixer, mlp, size.d_model, norm="gemma", rngs=rngs, **types)
+
+    def attention(rngs):
+        return LocalAttention(
+            size.d_model,
+            size.n_heads,
+            window=window,
+            n_kv_heads=size.n_kv_heads,
+            out_variance=2 / size.n_layers,
+            rngs=rngs,
+            **types,
+        )
+
+    return recurrence, recurrence, attention
+
+
+def gated_blocks(
+    mixers: Sequence[MakeLayer],
+    d_model: int,
+    n_layers: int,
+    *,
+    d_ff: int | None = None,
+    norm: Norm = "gemma",
+    dropout: float = 0.0,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+) -> tuple[MakeBlock, ...]:
+    """Griffin's residual block around each of `mixers`: what a `Stack` is made of.
+
+    Args:
+      mixers: take turns, in the order of the layers.
+      d_model, n_layers: of the whole model; both scale the initial values.
+      d_ff: width inside the gated MLP; None is 3 d_model.
+      norm, dropout: see `ResidualBlock`.
+      dtype, param_dtype: of the computation and of the parameters.
+
+    Source: De et al. 2024 (2402.19427), section 2.1; initial values as in the released
+    code.
+    """
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+
+    def around(make_mixer: MakeLayer) -> MakeBlock:
+        def make_block(rngs: nnx.Rngs) -> ResidualBlock:
+            mixer = make_mixer(rngs)
+            # The released code counts the axis that holds gate and up as inputs too:
+            # 1 / (2 D).
+            mlp = GatedMLP(
+                d_model,
+                3 * d_model if d_ff is None else d_ff,
+                in_variance=0.5,
+                out_variance=2 / n_layers,
+                rngs=rngs,
+                **types,
+            )
+            return ResidualBlock(
+                mixer, mlp, d_model, norm=norm, dropout=dropout, rngs=rngs, **types
+            )
+
+        return make_block
+
+    return tuple(around(make_mixer) for make_mixer in mixers)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssm.blocks import Norm, make_norm
+from ssm.blocks import Norm, make_final_norm
 from ssm.layers.base import Carry, Stepping
 from ssm.models.encoder import encode
 from ssm.models.stack import MakeBlock, Pattern, Stack
@@ -76,12 +76,7 @@ class LanguageModel(Stepping, nnx.Module):
         self.stack = Stack(
             make_block, n_layers, scan_layers=scan_layers, remat=remat, rngs=rngs
         )
-        kind: Norm | bool = "layer" if final_norm is True else final_norm
-        self.norm = (
-            make_norm(kind, d_model, rngs=rngs, **types)
-            if isinstance(kind, str)
-            else None
-        )
+        self.norm = make_final_norm(final_norm, d_model, rngs=rngs, **types)
         self.head = None if tied else nnx.Linear(d_model, n_outputs, rngs=rngs, **types)
 
     def __call__(

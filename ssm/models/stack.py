@@ -1,5 +1,6 @@
 """Blocks on top of each other: one by one, or as one scan over stacked parameters."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,25 @@ from ssm.ops.sharding import constrain
 MakeBlock = Callable[[nnx.Rngs], nnx.Module]
 """Builds one block from its random streams; called once per layer."""
 
-Pattern = Sequence[MakeBlock]
+
+@dataclasses.dataclass(frozen=True)
+class Coupled:
+    """Builders of blocks that depend on each other, or on their place in the stack.
+
+    Attributes:
+      make_block: the builders, as for a `Stack`.
+      make_coupling: builds one module for the whole stack from the number of layers and
+        the random streams. Called without arguments it returns a dict of arrays with a
+        leading axis of layers, made anew in every forward pass, so that what is learned
+        in it is learned from all layers. Each block gets its own row of them as
+        keywords of its call.
+    """
+
+    make_block: MakeBlock | Sequence[MakeBlock]
+    make_coupling: Callable[[int, nnx.Rngs], nnx.Module]
+
+
+Pattern = Sequence[MakeBlock] | Coupled
 """Builders that take turns, in the order of the layers."""
 
 
@@ -27,7 +46,8 @@ class Stack(Stepping, nnx.Module):
     Args:
       make_block: builds a block from its random streams, for instance
         `lambda rngs: S4Block(LRU(64, 64, rngs=rngs), 64, rngs=rngs)`; or a sequence of
-        such builders: layer i is made by the one at place i modulo their number.
+        such builders: layer i is made by the one at place i modulo their number; or
+        either with what couples the layers, see `Coupled`.
       n_layers: how many.
       scan_layers: hold the parameters of all blocks stacked and run them by `lax.scan`,
         which compiles one block instead of all. Initial values, outputs and gradients
@@ -41,6 +61,7 @@ class Stack(Stepping, nnx.Module):
     Attributes:
       blocks: the blocks, or if scanned the stacked block, or a list of those, one per
         builder.
+      coupling: what couples the layers, or None.
       rest: the blocks left over, where there are several builders and they are scanned.
     """
 
@@ -54,6 +75,10 @@ class Stack(Stepping, nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.n_layers, self.scan_layers, self.remat = n_layers, scan_layers, remat
+        make_coupling = None
+        if isinstance(make_block, Coupled):
+            make_coupling = make_block.make_coupling
+            make_block = make_block.make_block
         pattern = (make_block,) if callable(make_block) else tuple(make_block)
         if not pattern:
             raise ValueError("make_block is empty, wanted at least one builder")
@@ -67,6 +92,7 @@ class Stack(Stepping, nnx.Module):
             own = keys[place : self.n_scanned : self.n_builders]
             return jax.vmap(lambda key: pattern[place](nnx.Rngs(key)))(own)
 
+        self.coupling = make_coupling(n_layers, rngs) if make_coupling else None
         self.blocks: Any
         if not scan_layers:
             self.blocks = nnx.List([make(layer) for layer in range(n_layers)])
@@ -96,11 +122,17 @@ class Stack(Stepping, nnx.Module):
     ) -> tuple[jax.Array, Carry]:
         keys = None if key is None else jax.random.split(key, self.n_layers)
         x = constrain(x, "btd")
+        coupling = {} if self.coupling is None else self.coupling()
 
-        def apply(graphdef, params, statistics, x, carry, key):
+        def coupled(layers):
+            """What the layers at an index, or at a slice of them, are given."""
+            return {name: value[layers] for name, value in coupling.items()}
+
+        def apply(graphdef, params, statistics, x, carry, key, given):
             """One block as a pure function; its batch statistics go in and come out."""
             block = nnx.merge(graphdef, params, statistics)
-            x, carry = block(x, carry, reset=reset, key=key, mask=mask, train=train)
+            options = {"key": key, "mask": mask, "train": train} | given
+            x, carry = block(x, carry, reset=reset, **options)
             return constrain(x, "btd"), carry, nnx.state(block, nnx.BatchStat)
 
         def remat(prevent_cse):
@@ -108,12 +140,13 @@ class Stack(Stepping, nnx.Module):
                 return apply
             return jax.checkpoint(apply, static_argnums=0, prevent_cse=prevent_cse)
 
-        def one_by_one(blocks, x, carry, keys):
+        def one_by_one(blocks, x, carry, keys, first=0):
             run, carries = remat(prevent_cse=True), []
             for i, block in enumerate(blocks):
                 before = None if carry is None else carry[i]
                 block_key = None if keys is None else keys[i]
-                x, after, statistics = run(*_parts(block), x, before, block_key)
+                own = x, before, block_key, coupled(first + i)
+                x, after, statistics = run(*_parts(block), *own)
                 nnx.update(block, statistics)
                 carries.append(after)
             return x, tuple(carries)
@@ -123,18 +156,20 @@ class Stack(Stepping, nnx.Module):
 
             `carry` and `keys` have one entry per block, or are None.
             """
+            count = len(blocks)
+            given = [coupled(slice(i, self.n_scanned, count)) for i in range(count)]
             graphs, params, statistics = zip(*map(_parts, blocks), strict=True)
             nothing, run = (None,) * len(graphs), remat(prevent_cse=False)
 
             def one_round(x, layers):
                 outputs = []
                 for layer in zip(graphs, *layers, strict=True):
-                    graphdef, params, statistics, carry, key = layer
-                    x, *output = run(graphdef, params, statistics, x, carry, key)
+                    graphdef, params, statistics, carry, key, given = layer
+                    x, *output = run(graphdef, params, statistics, x, carry, key, given)
                     outputs.append(output)
                 return x, outputs
 
-            layers = (params, statistics, carry or nothing, keys or nothing)
+            layers = (params, statistics, carry or nothing, keys or nothing, given)
             x, outputs = jax.lax.scan(one_round, x, layers)
             for block, (_, after) in zip(blocks, outputs, strict=True):
                 nnx.update(block, after)
@@ -159,7 +194,8 @@ class Stack(Stepping, nnx.Module):
         after: tuple[Any, ...] = ()
         if self.blocks:
             x, after = scanned(tuple(self.blocks), x, before, own)
-        x, after_rest = one_by_one(self.rest, x, before_rest, own_rest)
+        first = self.n_scanned
+        x, after_rest = one_by_one(self.rest, x, before_rest, own_rest, first)
         return x, (after, after_rest)
 
     def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:

@@ -1,4 +1,4 @@
-"""A whole training step, sharded over data, parameters and time: `make test-aot`."""
+"""Whole training steps on many devices: `make test-aot`."""
 
 import importlib.util
 import math
@@ -6,16 +6,17 @@ import math
 import pytest
 
 from tests.aot import gpu, train_step
-from tests.aot.train_step import BATCH, LENGTH, STATES, TOPOLOGIES, WIDTH
+from tests.aot.train_step import BATCH, LENGTH, STATES, STEPS, WIDTH
 
 INSTALLED = {
     "aot_tpu": importlib.util.find_spec("libtpu") is not None,
     "aot_gpu": gpu.is_installed(),
 }
+MEMORY = {"v5e:4x4": 16e9, "v5p:2x2x2": 95e9}  # bytes of a device
 
 
-def targets():
-    for topology in TOPOLOGIES:
+def targets(step):
+    for topology in STEPS[step].meshes:
         extra = "aot_gpu" if topology in gpu.CHIPS else "aot_tpu"
         missing = pytest.mark.skipif(
             not INSTALLED[extra],
@@ -24,9 +25,9 @@ def targets():
         yield pytest.param(topology, marks=(getattr(pytest.mark, extra), missing))
 
 
-@pytest.mark.parametrize("topology", list(targets()))
+@pytest.mark.parametrize("topology", targets("lru"))
 def test_the_step_runs_the_kernels_and_exchanges_no_activations(topology):
-    report = train_step.report(topology)
+    report = train_step.report("lru", topology)
     # Forward and backward, each a pass for the state that arrives and one for the rest.
     assert report["kernels"] == 4
     exchanged = report["largest_exchange"]
@@ -34,7 +35,27 @@ def test_the_step_runs_the_kernels_and_exchanges_no_activations(topology):
     # What one device has of the activations is never sent, nor gathered. Parameters
     # are over `fsdp`, of which none is larger than this one; their gradients are
     # added up, some of them together.
-    activations = BATCH * LENGTH * WIDTH // math.prod(TOPOLOGIES[topology].values())
+    devices = math.prod(STEPS["lru"].meshes[topology].values())
+    activations = BATCH * LENGTH * WIDTH // devices
     assert max(exchanged.values()) < activations // 2
     del exchanged["all-reduce"]
     assert max(exchanged.values()) <= 2 * STATES * WIDTH
+
+
+@pytest.mark.parametrize("topology", targets("griffin"))
+def test_griffin_runs_the_kernels(topology):
+    report = train_step.report("griffin", topology)
+    # Two recurrences, forward and backward; on a GPU with few channels each is cut
+    # over time, and a kernel finds the states at the cuts.
+    assert report["kernels"] == (8 if topology in gpu.CHIPS else 4)
+    # The gradients are added up, and nothing else is exchanged.
+    assert set(report["largest_exchange"]) == {"all-reduce"}
+    assert report["largest_exchange"]["all-reduce"] <= 1.01 * report["parameters"]
+
+
+@pytest.mark.parametrize("topology", targets("recurrent_gemma_2b"))
+def test_recurrent_gemma_2b_fits_the_memory(topology):
+    report = train_step.report("recurrent_gemma_2b", topology)
+    assert report["parameters"] == 2_682_862_080
+    assert sum(report["bytes_per_device"].values()) < MEMORY[topology]
+    assert report["kernels"] > 0

@@ -1,10 +1,13 @@
 """Compiles a whole sharded training step with the real compiler, without the devices.
 
-    python -m tests.aot.train_step TOPOLOGY      prints what the compiler says, as JSON
+    python -m tests.aot.train_step STEP TOPOLOGY     prints what the compiler says: JSON
 
-The step is that of the experiment runner for an LRU language model, on a mesh that
-shards the batch over `data`, parameters over `fsdp` as well, and the sequences over
-`time`. TOPOLOGY is one of TOPOLOGIES; the compiler of its platform must be installed.
+The steps are those of the experiment runner: `lru`, a language model whose batch is
+sharded over `data`, parameters over `fsdp` as well, and sequences over `time`;
+`griffin`, the tiny one of configs/lm/bytes.py; `recurrent_gemma_2b`, at its full size,
+on sequences of 2048 tokens, one a device, in bfloat16 with parameters and moments in
+float32. TOPOLOGY is one that the step names in STEPS; the compiler of its platform must
+be installed.
 """
 
 import json
@@ -16,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -24,19 +27,74 @@ from jax.experimental import topologies
 from tests.aot import gpu, tpu
 
 ROOT = Path(__file__).parents[2]
-# In each platform's own naming: the mesh over its devices.
-TOPOLOGIES: dict[str, dict[str, int]] = {
-    "v5e:4x4": {"data": 2, "fsdp": 2, "time": 4},
-    "v5p:2x2x1": {"data": 1, "fsdp": 2, "time": 2},
-    "v6e:2x2": {"data": 1, "fsdp": 2, "time": 2},
-    "tpu7x:2x2x1": {"data": 2, "fsdp": 2, "time": 2},  # two devices a chip
-    "h100": {"data": 2, "fsdp": 2, "time": 2},
-}
 KERNEL = r'custom_call_target="(?:tpu_custom_call|mosaic_gpu\w*)"'
-BATCH, LENGTH, WIDTH, STATES = 32, 4096, 512, 1024
+BATCH, LENGTH, WIDTH, STATES = 32, 4096, 512, 1024  # of the LRU
+Mesh = dict[str, int]
 
 
-def report(topology: str) -> dict[str, Any]:
+class Step(NamedTuple):
+    """A training step: its config, what is set in it, and meshes on devices.
+
+    Topologies are in each platform's own naming.
+    """
+
+    config: str
+    settings: dict[str, Any]
+    meshes: dict[str, Mesh]
+    vocabulary: int | None = None  # instead of the task's own
+
+
+STEPS = {
+    "lru": Step(
+        "configs/copying/delayed.py:lru",
+        {
+            "task.delay": LENGTH - 20,
+            "model.d_model": WIDTH,
+            "model.n_layers": 2,
+            "model.scan_layers": True,  # compiles one of them
+            "model.mixer.d_state": STATES,
+            "train.batch_size": BATCH,
+            "evaluate.batch_size": BATCH,
+        },
+        {
+            "v5e:4x4": {"data": 2, "fsdp": 2, "time": 4},
+            "v5p:2x2x1": {"data": 1, "fsdp": 2, "time": 2},
+            "v6e:2x2": {"data": 1, "fsdp": 2, "time": 2},
+            "tpu7x:2x2x1": {"data": 2, "fsdp": 2, "time": 2},  # two devices a chip
+            "h100": {"data": 2, "fsdp": 2, "time": 2},
+        },
+    ),
+    "griffin": Step(
+        "configs/lm/bytes.py:griffin,tiny",
+        {},
+        {"v5e:2x2": {"data": 4}, "h100": {"data": 4}},
+    ),
+    "recurrent_gemma_2b": Step(
+        "configs/lm/bytes.py:griffin",
+        {
+            "task.length": 2048,
+            "model.d_model": 2560,
+            "model.n_layers": 26,
+            "model.scan_layers": True,
+            "model.remat": True,
+            "model.dtype": "bfloat16",
+            "model.embedding_scale": 50.5,
+            "model.soft_cap": 30.0,
+            "model.mixer.lru_width": 2560,
+            "model.mixer.n_blocks": 10,
+            "model.mixer.n_heads": 10,
+            "model.mixer.window": 2049,
+            "model.block.d_ff": 7680,
+            "train.batch_size": 16,
+            "evaluate.batch_size": 16,
+        },
+        {"v5e:4x4": {"fsdp": 16}, "v5p:2x2x2": {"fsdp": 8}},
+        vocabulary=256_000,
+    ),
+}
+
+
+def report(step: str, topology: str) -> dict[str, Any]:
     """Compiles the step in a process of its own; returns what it printed.
 
     The program is read from a dump: some of the operations that libtpu puts into it,
@@ -46,7 +104,7 @@ def report(topology: str) -> dict[str, Any]:
         flags = f"--xla_dump_to={dump} --xla_dump_hlo_as_text"
         flags += " --xla_dump_hlo_module_re=.*train_step.*"
         done = subprocess.run(
-            [sys.executable, "-m", "tests.aot.train_step", topology],
+            [sys.executable, "-m", "tests.aot.train_step", step, topology],
             env=os.environ
             | gpu.ENVIRONMENT
             | tpu.ENVIRONMENT
@@ -59,11 +117,11 @@ def report(topology: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compile_step(topology: str) -> jax.stages.Compiled:
-    """The training step of an LRU language model, compiled for a topology."""
-    from experiments import config, distributed, program
+def compile_step(step: Step, topology: str) -> tuple[jax.stages.Compiled, int]:
+    """The training step, compiled, and the number of its parameters."""
+    from experiments import builders, config, distributed, program
 
-    sizes = TOPOLOGIES[topology]
+    sizes = step.meshes[topology]
     if topology in gpu.CHIPS:
         description = topologies.get_topology_desc(
             topology,
@@ -73,30 +131,28 @@ def compile_step(topology: str) -> jax.stages.Compiled:
         )
     else:
         description = topologies.get_topology_desc(topology, "tpu")
-    settings = {
-        "task.delay": LENGTH - 20,
-        "model.d_model": WIDTH,
-        "model.n_layers": 2,
-        "model.scan_layers": True,  # compiles one of them
-        "model.mixer.d_state": STATES,
-        "train.batch_size": BATCH,
-        "evaluate.batch_size": BATCH,
-    } | {f"mesh.{axis}": size for axis, size in sizes.items()}
+    settings = step.settings | {f"mesh.{axis}": size for axis, size in sizes.items()}
     command = config.parse(
-        ["main", "--config=configs/copying/delayed.py:lru", "--workdir=unused"]
+        ["main", f"--config={step.config}", "--workdir=unused"]
         + [f"--config.{key}={value}" for key, value in settings.items()]
     )
-    built = program.build(command.config, description.devices)
+    task = builders.build_task(command.config)
+    if step.vocabulary:
+        task.model_kwargs |= {"vocab_size": step.vocabulary}
+    built = program.build(command.config, description.devices, task)
     whole = distributed.replicated(built.mesh)
     by_batch = distributed.by_batch(built.mesh)
     batch = {
         name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=by_batch)
-        for name, array in built.task.train_batch(0, 0, BATCH).items()
+        for name, array in task.train_batch(
+            0, 0, command.config.train.batch_size
+        ).items()
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     with jax.set_mesh(built.mesh):
-        return built.train_step.lower(built.target, batch, key).compile()
+        compiled = built.train_step.lower(built.target, batch, key).compile()
+    return compiled, built.parameter_count()
 
 
 def exchanges(hlo: str) -> Iterator[tuple[str, int]]:
@@ -107,9 +163,10 @@ def exchanges(hlo: str) -> Iterator[tuple[str, int]]:
             yield kind, math.prod(int(n) for n in dims.split(",") if n)
 
 
-def main(topology: str) -> None:
+def main(name: str, topology: str) -> None:
     """Does what the command line asks for."""
-    memory = compile_step(topology).memory_analysis()
+    compiled, parameters = compile_step(STEPS[name], topology)
+    memory = compiled.memory_analysis()
     assert memory is not None
     (program,) = Path(os.environ["AOT_DUMP"]).glob("*train_step*after_opt*ations.txt")
     hlo = program.read_text()
@@ -119,14 +176,19 @@ def main(topology: str) -> None:
     print(
         json.dumps(
             {
+                "step": name,
                 "topology": topology,
+                "parameters": parameters,
                 "kernels": len(re.findall(KERNEL, hlo)),
                 "largest_exchange": largest,
-                "temporary_bytes": memory.temp_size_in_bytes,
+                "bytes_per_device": {
+                    "arguments": memory.argument_size_in_bytes,
+                    "temporary": memory.temp_size_in_bytes,
+                },
             }
         )
     )
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import layers, ops, run
+from benchmarks import griffin, layers, ops, run
 from benchmarks.harness import at_least, at_most, check_close, interleaved, table
 
 
@@ -67,6 +67,17 @@ def test_a_wrong_case_is_refused():
 def test_layers_agree_on_a_small_shape():
     (name, make), *_ = layers.LAYERS.items()
     assert layers.case(name, make, (2, 8, 4), repeats=1)[0] == name
+
+
+@pytest.mark.slow
+def test_griffin_is_checked_and_timed_on_small_shapes():
+    assert "| associative |" in griffin.training(1, 16, repeats=1)
+    contexts = {"1k": griffin.CHUNK, "2k": 2 * griffin.CHUNK}
+    _, _, *rows = griffin.decoding(contexts, repeats=1).splitlines()[:4]
+    cells = [[cell.strip() for cell in row.split("|")] for row in rows]
+    (_, _, _, cache, of_1k, _), (_, _, _, also, of_2k, _) = cells
+    assert cache == also == "36,870"
+    assert of_1k == "3,145,740" and of_2k == "6,291,468"  # the keys of every step
 
 
 def test_results_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

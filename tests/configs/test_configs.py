@@ -1,3 +1,6 @@
+"""Configs are locked, list what they set, and are runnable as their header says."""
+
+import inspect
 import math
 
 import pytest
@@ -6,14 +9,15 @@ from configs import digits
 from configs.copying import delayed
 from configs.lm import bytes as lm_bytes
 from configs.lra import listops
+from experiments.families import BLOCKS, MIXERS
 
-VARIANTS = [
-    (digits, "lru"),
-    (delayed, "lru"),
-    (listops, "lru"),
-    (listops, "lru,tiny"),
-    (lm_bytes, "lru"),
-    (lm_bytes, "lru,tiny"),
+VARIANTS = [(digits, "lru")]
+VARIANTS += [(delayed, family) for family in delayed.MODELS]
+VARIANTS += [
+    (module, family + modifier)
+    for module in (listops, lm_bytes)
+    for family in module.MODELS
+    for modifier in ("", ",tiny")
 ]
 
 
@@ -26,8 +30,22 @@ def test_a_config_is_locked_and_its_header_says_how_to_run_it(module, variant):
     assert config == module.get_config(variant)
     file = module.__name__.replace(".", "/") + ".py"
     assert f"--config={file}" in module.__doc__
+    if hasattr(module, "MODELS"):
+        assert all(f"`{family}`" in module.__doc__ for family in module.MODELS)
     # Whole batches on 8 devices.
     assert config.train.batch_size % 8 == config.evaluate.batch_size % 8 == 0
+
+
+@pytest.mark.parametrize(("module", "variant"), VARIANTS)
+def test_no_argument_of_the_model_is_hidden(module, variant):
+    """What its parts take is in the config, or common to all."""
+    model = module.get_config(variant).model
+    common = {"mixers", "shared", "self", "d_model", "implementation", "rngs"}
+    common |= {"dtype", "param_dtype"}
+    for part, known in ((model.mixer, MIXERS), (model.block, BLOCKS)):
+        kind = known[part.name]
+        takes = inspect.signature(kind.__init__ if isinstance(kind, type) else kind)
+        assert set(part) - {"name"} == set(takes.parameters) - common
 
 
 @pytest.mark.parametrize("module", [digits, delayed, listops, lm_bytes])

@@ -63,3 +63,70 @@ def test_equinox_agrees_with_the_layer():
 def test_the_training_script_learns():
     main = runpy.run_path(str(EXAMPLES / "train_lru.py"))["main"]
     assert main(steps=40) > 0.9  # chance is 1/8
+
+
+@pytest.fixture(scope="module")
+def text_example():
+    return runpy.run_path(str(EXAMPLES / "generate_text.py"))
+
+
+@pytest.mark.slow
+def test_generated_text_goes_on_with_the_prompt(text_example, tmp_path, capsys):
+    text = tmp_path / "text.txt"
+    text.write_text("abcdefghijklmnopqrstuvwxyz, " * 20)
+    text_example["main"]([str(text), "--prompt=abc", "--steps=40", "--length=12"])
+    assert capsys.readouterr().out == "abcdefghijklmno\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (None, [], "text.txt: No such file or directory"),
+        (b"caf\xe9", [], "text.txt is not UTF-8 text: see its byte 3"),
+        (b"short", [], "text.txt has 5 tokens, wanted over 256"),
+        (b"a" * 300, ["--prompt="], "--prompt has no token"),
+        (b"a" * 300, ["--tokenizer=none.json"], "none.json: No such file"),
+    ],
+)
+def test_text_that_cannot_be_used_is_said(
+    text_example, content, arguments, message, tmp_path, capsys
+):
+    text = tmp_path / "text.txt"
+    if content is not None:
+        text.write_bytes(content)
+    with pytest.raises(SystemExit):
+        text_example["main"]([str(text), *arguments])
+    assert message in capsys.readouterr().err
+
+
+def round_trip(tokenizer, text="to be or not to be"):
+    tokens = tokenizer.encode(text)
+    assert 0 <= min(tokens) <= max(tokens) < tokenizer.vocab_size
+    assert tokenizer.decode(np.array(tokens).tolist()) == text
+    return len(tokens)
+
+
+def test_bytes_and_text(text_example):
+    assert round_trip(text_example["load_tokenizer"](None), "caf\xe9") == 5
+
+
+def test_tokenizer_json(text_example, tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(["to be or not to be"], vocab_size=300)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    load = text_example["load_tokenizer"]
+    assert round_trip(load(tmp_path / "tokenizer.json")) < 18
+
+
+def test_sentencepiece_model(text_example, tmp_path):
+    sentencepiece = pytest.importorskip("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["to be or not to be"] * 9),
+        model_prefix=str(tmp_path / "tokenizer"),
+        vocab_size=16,
+        hard_vocab_limit=False,
+    )
+    assert (
+        round_trip(text_example["load_tokenizer"](tmp_path / "tokenizer.model")) <= 18
+    )

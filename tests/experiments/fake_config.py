@@ -12,9 +12,12 @@ def get_config(variant="plain"):
             "poison_step": -1,
             "delay": 0.0,
         },
-        mixer={"name": "none"},
+        model={
+            "d_model": 8,
+            "mixer": {"name": "none"},
+            "block": {"norm": "layer", "dropout": 0.0},
+        },
     )
-    config.model.d_model = 8
     config.optimizer.learning_rate = 0.03
     config.train.steps = 40
     config.train.batch_size = 16

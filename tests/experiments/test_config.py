@@ -29,13 +29,14 @@ def test_overrides_take_the_type_of_the_default():
         "--config.train.steps=7",
         "--config.optimizer.learning_rate=1",
         "--config.model.tied",
-        "--noconfig.model.block.prenorm",
+        "--noconfig.optimizer.decay_norm_and_bias",
         "--config.data.source",
         "a b",
     )
     assert command.config.train.steps == 7
     assert isinstance(command.config.optimizer.learning_rate, float)
-    assert command.config.model.tied and not command.config.model.block.prenorm
+    assert command.config.model.tied
+    assert not command.config.optimizer.decay_norm_and_bias
     assert command.config.data.source == "a b"
     assert command.variant == "plain" and command.config_file == str(CONFIG)
 
@@ -115,7 +116,7 @@ def test_an_error_inside_a_config_file_names_its_line(tmp_path):
         from configs import base
 
         def get_config(variant="a"):
-            config = base.get_config(task={"name": "a"}, mixer={"name": "b"})
+            config = base.get_config(task={"name": "a"}, model={"d_model": 8})
             config.train.stepz = 1
             return config
         """)

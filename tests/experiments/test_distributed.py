@@ -1,10 +1,7 @@
 """How batches and parameters lie on eight devices."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
 
 from experiments import distributed
 from experiments.errors import UserError
@@ -26,28 +23,6 @@ def test_a_batch_is_split_over_all_devices():
     batch = distributed.to_global({"x": rows}, distributed.by_batch(mesh))
     assert (np.asarray(batch["x"]) == rows).all()
     assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(2, 2)}
-
-
-def test_large_parameters_are_split_over_their_largest_axis_that_divides():
-    mesh = distributed.make_mesh(-1, 2)
-    shapes = {
-        "wide": (3, 50_000),
-        "odd": (50_001, 2),
-        "none": (501, 503),
-        "small": (4, 4),
-        "scalar": (),
-    }
-    tree = {name: jax.ShapeDtypeStruct(s, jnp.float32) for name, s in shapes.items()}
-    specs = {name: s.spec for name, s in distributed.by_size(mesh, tree).items()}
-    assert specs == {
-        "wide": PartitionSpec(None, "fsdp"),
-        "odd": PartitionSpec(None, "fsdp"),
-        "none": PartitionSpec(),
-        "small": PartitionSpec(),
-        "scalar": PartitionSpec(),
-    }
-    whole = distributed.by_size(distributed.make_mesh(8, 1), tree)
-    assert whole["wide"].spec == PartitionSpec()
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():

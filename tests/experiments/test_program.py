@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import builders, config, distributed, metrics, program
+from ssm import param_sharding
 from tests.experiments.conftest import CONFIG
 
 pytestmark = pytest.mark.usefixtures("fakes")
@@ -89,7 +90,7 @@ def test_dropout_differs_by_step_and_not_by_repetition():
 
 
 def test_the_same_update_on_data_and_fsdp_axes(monkeypatch):
-    monkeypatch.setattr(distributed, "FSDP_MIN_SIZE", 8)
+    monkeypatch.setattr(param_sharding, "MIN_SIZE", 8)
     sharded = build("--config.mesh.fsdp=4")
     kernel = sharded.target["params"]["hidden"]["kernel"]
     assert kernel.sharding.spec == jax.P(None, "fsdp")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from pallas_kernels import ring_gpu
 from ssm import ops
@@ -146,3 +147,14 @@ def test_vmap_is_one_by_one(name, monkeypatch):
             got,
             gradients(h0[n], x[n], *others),
         )
+
+
+@pytest.mark.usefixtures("as_gpu")
+@pytest.mark.parametrize("name", ["rg_lru", "hgrn"])
+def test_under_a_mesh_the_gradient_is_traced(name):
+    """Only that: the interpreter fails at random where two devices run at a time."""
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    loss, arguments = small(name, "mosaic_gpu")
+    with jax.set_mesh(mesh):
+        got = jax.eval_shape(jax.grad(loss, range(len(arguments))), *arguments)
+    assert [g.shape for g in got] == [v.shape for v in arguments]

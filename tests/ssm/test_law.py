@@ -10,7 +10,7 @@ from flax import nnx
 
 import ssm
 from ssm.blocks import ResidualBlock, S4Block
-from ssm.models import Stack, griffin
+from ssm.models import Stack, griffin, hgrn, minimax, transnormer
 from tests.ssm import law
 
 WIDTH, STATE, VOCABULARY = 6, 5, 11
@@ -50,6 +50,14 @@ def residual_block(rngs, **options):
     return ResidualBlock(mixer, mlp, WIDTH, rngs=rngs, **options)
 
 
+def hgru(rngs, **options):
+    return ssm.layers.HGRU(WIDTH, lower_bound=0.3, rngs=rngs, **options)
+
+
+def lightning(rngs, **options):
+    return ssm.layers.LightningAttention(WIDTH, 2, rngs=rngs, **options)
+
+
 SIZE = griffin.Size(8, 4, 2, lru_width=10, d_ff=12)
 
 
@@ -62,12 +70,28 @@ def griffin_model(rngs, **options):
     return griffin.recurrent_gemma(SIZE, rngs=rngs, **options)
 
 
+def of_vocabulary(make, size, **options):
+    return lambda rngs: make(size, vocab_size=VOCABULARY, rngs=rngs, **options)
+
+
 CAUSAL = {
     "LRU": lru,
     "LRU, scan": lambda rngs: lru(rngs, implementation="scan"),
     "LRU, associative": lambda rngs: lru(rngs, implementation="associative"),
     "RGLRU": rg_lru,
     "RGLRU, complex": lambda rngs: rg_lru(rngs, complex_gated=True),
+    "HGRU": hgru,
+    "HGRU, real, gate first": lambda rngs: hgru(rngs, real=True, gate_first=True),
+    "HGRN2": lambda rngs: ssm.layers.HGRN2(WIDTH, 2, lower_bound=0.3, rngs=rngs),
+    "LightningAttention": lightning,
+    "LightningAttention, turned": lambda rngs: lightning(rngs, turned=True),
+    "LightningAttention, as MiniMax": lambda rngs: lightning(
+        rngs,
+        head_dim=5,
+        activate_value=True,
+        gate_activation=nnx.sigmoid,
+        norm=nnx.RMSNorm,
+    ),
     "CausalConv1D": lambda rngs: ssm.CausalConv1D(WIDTH, rngs=rngs),
     "CausalConv1D, longer than x": lambda rngs: ssm.CausalConv1D(WIDTH, 9, rngs=rngs),
     "GriffinRecurrence": lambda rngs: ssm.GriffinRecurrence(
@@ -89,6 +113,16 @@ CAUSAL = {
     "Griffin, scanned, remat": lambda rngs: griffin_model(
         rngs, scan_layers=True, remat=True
     ),
+    "HGRN": of_vocabulary(hgrn.hgrn, hgrn.TINY),
+    "HGRN, released, scanned, remat": of_vocabulary(
+        hgrn.hgrn_released, hgrn.TINY, scan_layers=True, remat=True
+    ),
+    "HGRN2, model, scanned": of_vocabulary(hgrn.hgrn2, hgrn.TINY, scan_layers=True),
+    "TransNormerLLM": of_vocabulary(transnormer.transnormer, transnormer.TINY),
+    "TransNormerLLM, scanned": of_vocabulary(
+        transnormer.transnormer, transnormer.TINY, turned=False, scan_layers=True
+    ),
+    "MiniMax, scanned": of_vocabulary(minimax.minimax, minimax.TINY, scan_layers=True),
     "S4Block": block,
     "S4Block, half gate, post-norm": lambda rngs: block(
         rngs, glu="half", prenorm=False
@@ -112,6 +146,14 @@ SLOW = {
     "ResidualBlock, layer norm",
     "Hawk",
     "Griffin",
+    "HGRU, real, gate first",
+    "LightningAttention",
+    "LightningAttention, as MiniMax",
+    "HGRN",
+    "HGRN2, model, scanned",
+    "TransNormerLLM",
+    "TransNormerLLM, scanned",
+    "MiniMax, scanned",
 }
 CASES = [
     pytest.param(name, marks=pytest.mark.slow if name in SLOW else ())
@@ -121,6 +163,7 @@ CASES = [
 REACH = {"CausalConv1D": 4, "LocalAttention, 1": 1, "LocalAttention, 3": 3}
 TWO_WAY = {
     "LRU": lambda rngs: lru(rngs, bidirectional=True),
+    "HGRU": lambda rngs: hgru(rngs, bidirectional=True),
     "Attention": lambda rngs: attention(rngs, causal=False),
     "Bidirectional": lambda rngs: ssm.Bidirectional(lru(rngs), lru(rngs)),
     "S4Block": lambda rngs: S4Block(lru(rngs, bidirectional=True), WIDTH, rngs=rngs),

@@ -2,12 +2,17 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from configs.lm import bytes as lm_bytes
+from experiments import builders
 from experiments.data import text
 from experiments.tasks.byte_text import START, ByteText
+from tests.ssm import law
 
 
 def task(path, **changed):
@@ -100,6 +105,44 @@ def test_the_loss_is_that_of_the_bytes_alone(folder):
     assert of.loss(uniform, halved)[1] == weight - first
 
 
+@pytest.mark.parametrize("separate", [True, False])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "griffin",
+        "transformer",
+        *(pytest.param(family, marks=pytest.mark.slow) for family in ("lru", "hawk")),
+    ],
+)
+def test_documents_apart_have_no_gradient_between_them(family, separate, tmp_path):
+    """Of the loss of one in the embedding of the only byte of the one before."""
+    for name in range(40):  # enough to have some in every split
+        (tmp_path / f"{name}.txt").write_text("ab" * 30)
+    config = lm_bytes.get_config(f"{family},tiny")
+    config.model.update(d_model=16, tied=False)
+    config.data.path, config.task.length = str(tmp_path), 19
+    config.task.separate_documents = separate
+    of = builders.build_task(config)
+    create = builders.build_model(config, of)
+    inputs = np.array([[START, *b"aaaaaaaaa", START, *b"bbbbbbbb"]])
+    targets = np.array([[-1] * 10 + [*b"bbbbbbbbb"]])
+    batch = {"inputs": inputs, "targets": targets, "weight": np.ones(1, np.float32)}
+
+    def gradient(key):
+        graphdef, state = nnx.split(create(key), nnx.Param)
+
+        def loss(state):
+            return of.loss(nnx.merge(graphdef, state), jax.tree.map(jnp.asarray, batch))
+
+        total = jax.grad(lambda state: loss(state)[0])(state)
+        return jnp.abs(total["encoder"]["embedding"][...]).max(axis=-1)
+
+    run = jax.jit(gradient, compiler_options=law.QUICK_COMPILE)
+    largest = run(jax.random.key(0))
+    assert largest[ord("b")] > 0
+    assert (largest[ord("a")] == 0) == separate
+
+
 def test_fewer_bits_are_better(folder):
     of = task(folder)
     assert of.is_better({"bits_per_byte": 1.0}, {"bits_per_byte": 2.0})
@@ -115,6 +158,8 @@ def test_unreadable_text_is_named(folder, tmp_path_factory):
         task(folder, length=4096)
     with pytest.raises(ValueError, match="length=1, wanted at least 2"):
         task(folder, length=1)
+    with pytest.raises(ValueError, match=r"the prompt 'a\\udce9' is not UTF-8 .* 1"):
+        task(folder).encode("a\udce9")
     (folder / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(
         ValueError, match=r"latin.txt is not UTF-8 text: byte 3 is 0xe9"

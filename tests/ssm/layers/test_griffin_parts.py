@@ -11,8 +11,10 @@ from flax import nnx
 
 import ssm
 from ssm.blocks import GemmaNorm, ResidualBlock
+from ssm.pretrained import recurrent_gemma
+from ssm.pretrained.names import Name
 from tests import golden
-from tests.ssm import griffin_names as names
+from tests.ssm import published
 from tests.ssm.law import QUICK_COMPILE
 
 jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
@@ -34,17 +36,17 @@ def norm(rngs, **types):
 
 # The window of 8 of DeepMind's configuration lets a query see 9 keys.
 PARTS = {
-    "conv1d": (lambda **o: ssm.CausalConv1D(WIDTH, **o), names.DEEPMIND_CONV),
+    "conv1d": (lambda **o: ssm.CausalConv1D(WIDTH, **o), recurrent_gemma.FLAX_CONV),
     "attention": (
         lambda **o: ssm.LocalAttention(WIDTH, HEADS, window=9, **o),
-        names.DEEPMIND_ATTENTION,
+        recurrent_gemma.FLAX_ATTENTION,
     ),
-    "recurrent_block": (recurrence, names.DEEPMIND_RECURRENT),
-    "residual_recurrent": (residual, names.deepmind_block("recurrent")),
-    "rmsnorm": (norm, {("scale",): ("scale", lambda array: array)}),
+    "recurrent_block": (recurrence, recurrent_gemma.FLAX_RECURRENT),
+    "residual_recurrent": (residual, recurrent_gemma.flax_block("recurrent")),
+    "rmsnorm": (norm, {("scale",): Name("scale")}),
     "mlp": (
         lambda **o: ssm.GatedMLP(WIDTH, 40, **o),
-        names.DEEPMIND_MLP,
+        recurrent_gemma.FLAX_MLP,
     ),
 }
 TYPES = ("float32", "float64")
@@ -61,7 +63,7 @@ def load(part, dtype, **options):
     make, table = PARTS[part]
     file = golden.load("dm_griffin_parts.npz")
     layer = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0), param_dtype=dtype, **options))
-    return file, table, *names.take(layer, table, file, f"w/{part}/params/")
+    return file, table, *published.take(layer, table, file, f"w/{part}/params/")
 
 
 def states(part, carry):
@@ -93,14 +95,16 @@ def test_equals_the_published_code(part, case, dtype):
     tolerance = json.loads(str(file["meta"]))["suggested_tolerance_by_case"][part]
     if dtype == "float64":  # round-off; the gradients are stored in float32
         tolerance = {"out": 1e-12, "grad": 1e-7}
-    names.close(y, file[f"out64/{part}/{case}/y"], tolerance["out"])
+    published.close(y, file[f"out64/{part}/{case}/y"], tolerance["out"])
     prefix = f"grad64/{part}/{case}/"
-    names.close(d_x, file[f"{prefix}x"], tolerance["grad"])
-    names.check_gradients(d_params, table, file, f"{prefix}params/", tolerance["grad"])
+    published.close(d_x, file[f"{prefix}x"], tolerance["grad"])
+    published.check_gradients(
+        d_params, table, file, f"{prefix}params/", tolerance["grad"]
+    )
     if case == "plain" and part not in ("rmsnorm", "mlp"):
         for name, state in states(part, carry).items():
             want = file[f"out64/{part}/plain/cache/{name}"]
-            names.close(state, want, tolerance["out"])
+            published.close(state, want, tolerance["out"])
 
 
 @pytest.mark.usefixtures("x64")
@@ -116,7 +120,7 @@ def test_decoding_equals_the_published_code(part):
         y, carry = step(x[:, t], carry)
         outputs.append(y[:, None])
     want = file[f"out64/{part}/decode_prompt10/y"]
-    names.close(np.concatenate(outputs, axis=1), want, 1e-12)
+    published.close(np.concatenate(outputs, axis=1), want, 1e-12)
 
 
 def test_worked_norm():

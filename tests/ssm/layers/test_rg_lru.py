@@ -11,8 +11,10 @@ from flax import nnx
 
 from ssm import RGLRU, initializers
 from ssm.layers.rg_lru import _clipped_sqrt
+from ssm.pretrained.names import Name
+from ssm.pretrained.recurrent_gemma import FLAX_RG_LRU, HUB_RG_LRU
 from tests import golden
-from tests.ssm import griffin_names as names
+from tests.ssm import published
 from tests.ssm.law import QUICK_COMPILE
 
 jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
@@ -154,7 +156,7 @@ def compare(file, case, layer, table, weights, state, positions, dtype):
     if dtype == "float64":  # round-off; gradients may be stored in float32
         stored = file[f"grad64/{case}/x"].dtype
         tolerance = {"out": 1e-12, "grad": 1e-12 if stored == np.float64 else 1e-7}
-    graphdef, params = names.take(layer, table, file, weights)
+    graphdef, params = published.take(layer, table, file, weights)
     x, d_y, d_last = (
         jnp.asarray(file[f"in/{name}"], dtype) for name in ("x", "cot_y", "cot_h_last")
     )
@@ -171,14 +173,14 @@ def compare(file, case, layer, table, weights, state, positions, dtype):
         return y, last
 
     (y, last), pull = jax.vjp(run, params, x, state)
-    names.close(y, file[f"out64/{case}/y"], tolerance["out"])
-    names.close(last, file[f"out64/{case}/h_last"], tolerance["out"])
+    published.close(y, file[f"out64/{case}/y"], tolerance["out"])
+    published.close(last, file[f"out64/{case}/h_last"], tolerance["out"])
     d_params, d_x, d_state = pull((d_y, d_last))
-    names.close(d_x, file[f"grad64/{case}/x"], tolerance["grad"])
+    published.close(d_x, file[f"grad64/{case}/x"], tolerance["grad"])
     prefix = f"grad64/{case}/" + ("params/" if weights.endswith("params/") else "")
-    names.check_gradients(d_params, table, file, prefix, tolerance["grad"])
+    published.check_gradients(d_params, table, file, prefix, tolerance["grad"])
     if f"grad64/{case}/h0" in file:
-        names.close(d_state, file[f"grad64/{case}/h0"], tolerance["grad"])
+        published.close(d_state, file[f"grad64/{case}/h0"], tolerance["grad"])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -194,7 +196,7 @@ def compare(file, case, layer, table, weights, state, positions, dtype):
 def test_equals_the_published_code(source, case, dtype):
     """Outputs and gradients of transformers' and of DeepMind's own, in float64."""
     file = golden.load(f"{source}_rglru_layer.npz")
-    table = names.TRANSFORMERS_RG_LRU if source == "hf" else names.DEEPMIND_RG_LRU
+    table = HUB_RG_LRU if source == "hf" else FLAX_RG_LRU
     weights = "w/" if source == "hf" else "w/params/"
     with jax.enable_x64(dtype == "float64"):
         layer = nnx.eval_shape(lambda: make(64, 4, param_dtype=dtype))
@@ -216,7 +218,7 @@ def test_complex_equals_the_published_code(case, dtype):
         )
         wide = jnp.complex128 if dtype == "float64" else jnp.complex64
         state = jnp.zeros((2, 32), wide)
-        table = names.DEEPMIND_COMPLEX_RG_LRU
+        table = FLAX_RG_LRU | {("a_imag_param",): Name("a_imag_param")}
         positions = file[f"in/{case.split('/')[1]}/segment_pos"]
         weights = "w/complex/params/"
         compare(file, case, layer, table, weights, state, positions, dtype)
@@ -231,11 +233,11 @@ def test_equals_the_layers_of_a_packed_model():
     run = None
     for i in (0, 1, 3, 4):
         prefix = f"w/model.layers.{i}.temporal_block.rg_lru."
-        graphdef, params = names.take(layer, names.TRANSFORMERS_RG_LRU, file, prefix)
+        graphdef, params = published.take(layer, HUB_RG_LRU, file, prefix)
         run = run or jit(lambda p, x, g=graphdef: nnx.merge(g, p)(x, reset=reset)[0])
         activations = f"out64/act_packed/layer{i}/rg_lru/"
         y = run(params, file[activations + "in"])
-        names.close(y, file[activations + "out"], 1e-12)
+        published.close(y, file[activations + "out"], 1e-12)
 
 
 def test_drawn_decays_fill_the_ring():

@@ -12,8 +12,9 @@ from flax import nnx
 
 import ssm
 from ssm.models import griffin
+from ssm.pretrained import RecurrentGemma
 from tests import golden
-from tests.ssm import griffin_names as names
+from tests.ssm import published
 from tests.ssm.law import QUICK_COMPILE
 
 jit = functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
@@ -23,18 +24,19 @@ SMALL = griffin.Size(64, 5, 4, d_ff=96)  # that of the published outputs
 
 def load(source, dtype):
     """A file, its table of names, the graph of our model, and the file's weights."""
+    config = RecurrentGemma(SMALL)
     if source == "dm":  # whose window of 8 lets a query see 9 keys
         file, window = golden.load("dm_griffin_a.npz"), 9
-        table, prefix = names.deepmind(KINDS), "w/params/"
+        table, prefix = config.flax_names(), "w/params/"
     else:
         file, window = golden.load("hf_recurrentgemma_a.npz"), 8
-        table, prefix = names.transformers(KINDS), "w/"
+        table, prefix = config.hub_names(), "w/"
     model = nnx.eval_shape(
         lambda: griffin.recurrent_gemma(
             SMALL, vocab_size=97, window=window, param_dtype=dtype, rngs=nnx.Rngs(0)
         )
     )
-    return file, table, *names.take(model, table, file, prefix)
+    return file, table, *published.take(model, table, file, prefix)
 
 
 def cross_entropy(logits, tokens):
@@ -67,10 +69,10 @@ def test_equals_the_published_code(source, dtype):
     tolerance = json.loads(str(file["meta"]))["suggested_tolerance"]
     if dtype == "float64":  # round-off; the gradients are stored in float32
         tolerance = {"out": 1e-12, "grad": 1e-7}
-    names.close(logits, file["out64/logits"], tolerance["out"])
-    names.close(loss, file["out64/loss"], tolerance["out"])
+    published.close(logits, file["out64/logits"], tolerance["out"])
+    published.close(loss, file["out64/loss"], tolerance["out"])
     prefix = "grad64/params/" if source == "dm" else "grad64/"
-    names.check_gradients(gradients, table, file, prefix, tolerance["grad"])
+    published.check_gradients(gradients, table, file, prefix, tolerance["grad"])
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_packed_equals_the_published_code(dtype):
         logits, _ = jit(lambda x, r: model(x, reset=r))(tokens, reset)
     tolerance = json.loads(str(file["meta"]))["suggested_tolerance"]["out"]
     tolerance = 1e-12 if dtype == "float64" else tolerance
-    names.close(logits, file["out64/logits_packed"], tolerance)
+    published.close(logits, file["out64/logits_packed"], tolerance)
 
 
 @pytest.mark.usefixtures("x64")
@@ -115,7 +117,7 @@ def test_decoding_equals_the_published_code(source, prompt):
         outputs.append(logits[:, None])
     kind = "prompt" if source == "dm" else "prefill"
     want = file[f"out64/logits_decode_{kind}{prompt}"]
-    names.close(np.concatenate(outputs, axis=1), want, 1e-12)
+    published.close(np.concatenate(outputs, axis=1), want, 1e-12)
     if source == "hf":
         compare_caches(file, f"out64/final_cache_prefill{prompt}", carry)
 
@@ -127,13 +129,13 @@ def compare_caches(file, prefix, carry):
         theirs = f"{prefix}/layer{layer}"
         if kind == "recurrent":
             state = own["rg_lru"]["state"]
-            names.close(state, file[f"{theirs}/rg_lru_state"], 1e-12)
+            published.close(state, file[f"{theirs}/rg_lru_state"], 1e-12)
             conv = np.swapaxes(own["conv"], 1, 2)
-            names.close(conv, file[f"{theirs}/conv1d_state"], 1e-12)
+            published.close(conv, file[f"{theirs}/conv1d_state"], 1e-12)
         else:
             for name in ("keys", "values"):
                 kept = np.swapaxes(own[name][:, last % 8], 1, 2)
-                names.close(kept, file[f"{theirs}/cache_{name}"], 1e-12)
+                published.close(kept, file[f"{theirs}/cache_{name}"], 1e-12)
 
 
 def parameters(model):

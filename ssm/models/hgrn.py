@@ -1,0 +1,300 @@
+"""HGRN and HGRN2 as language models, in their published sizes."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from ssm.blocks import Norm, ResidualBlock
+from ssm.layers import HGRN2, HGRU, GatedMLP, LowerBounds
+from ssm.layers.base import SequenceLayer
+from ssm.layers.hgru import LayerNorm
+from ssm.layers.lower_bounds import Convention
+from ssm.models.language_model import LanguageModel
+from ssm.models.stack import Coupled, MakeBlock
+
+
+class Size(NamedTuple):
+    """How large a model of this family is.
+
+    Attributes:
+      d_model: width of the residual stream, and of the state of HGRN.
+      n_layers: number of blocks.
+      d_ff: width inside the GLU.
+      n_heads: of HGRN2, whose states are d_model / n_heads squared.
+    """
+
+    d_model: int
+    n_layers: int
+    d_ff: int
+    n_heads: int = 1
+
+
+PAPER = {"wikitext103": Size(512, 6, 1024)}
+"""HGRN on WikiText-103: Qin et al. 2023 (2311.04823), section 4.1."""
+
+RELEASED = {"1.3b": Size(2048, 24, 5632), "2.7b": Size(2560, 32, 6912)}
+"""The real HGRN of flash-linear-attention, trained on 100 billion tokens."""
+
+TINY = Size(12, 3, 20, n_heads=2)
+"""For tests."""
+
+released_init = nnx.initializers.normal(0.02)
+
+
+def hgrn(
+    size: Size,
+    *,
+    vocab_size: int,
+    dropout: float = 0.0,
+    scan_layers: bool = False,
+    remat: bool = False,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    implementation: str | None = None,
+    rngs: nnx.Rngs,
+) -> LanguageModel:
+    """The HGRN of the paper: complex states, layer norms, biases, a bilinear GLU.
+
+    Its code for WikiText-103 has no activation in the GLU, the bounds of `LowerBounds`
+    "shifted", the embeddings multiplied by sqrt(d_model) and used for the output too.
+
+    Shapes, `reset` and the carry are those of `LanguageModel`.
+
+    Args:
+      size: for instance `PAPER["wikitext103"]`.
+      vocab_size: number of tokens.
+      dropout: at the end of both branches of a block.
+      scan_layers, remat: see `Stack`.
+      dtype, param_dtype: of the computation and of the parameters; recurrences are
+        float32 at least.
+      implementation: of the scans, see `ssm.ops.hgrn_scan`.
+      rngs: draws the parameters.
+
+    Source: Qin et al. 2023, HGRN (2311.04823).
+    """
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    blocks = hgrn_blocks(
+        size,
+        convention="shifted",
+        activation=_identity,
+        dropout=dropout,
+        implementation=implementation,
+        **types,
+    )
+    return LanguageModel(
+        blocks,
+        n_layers=size.n_layers,
+        d_model=size.d_model,
+        vocab_size=vocab_size,
+        tied=True,
+        embedding_scale=size.d_model**0.5,
+        final_norm=LayerNorm,
+        scan_layers=scan_layers,
+        remat=remat,
+        rngs=rngs,
+        **types,
+    )
+
+
+def hgrn_released(
+    size: Size,
+    *,
+    vocab_size: int = 32_000,
+    scan_layers: bool = False,
+    remat: bool = False,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    implementation: str | None = None,
+    rngs: nnx.Rngs,
+) -> LanguageModel:
+    """The HGRN that was released: real states, RMS norms, no biases, SwiGLU.
+
+    Bounds are those of `LowerBounds` "shifted"; the output map is not the embedding.
+
+    Args: those of `hgrn`; size is for instance `RELEASED["1.3b"]`.
+
+    Source: Qin et al. 2023, HGRN (2311.04823), as in flash-linear-attention.
+    """
+    mixer = functools.partial(
+        HGRU, size.d_model, real=True, bias=False, norm=nnx.RMSNorm
+    )
+    return _released(
+        size,
+        mixer,
+        vocab_size=vocab_size,
+        scan_layers=scan_layers,
+        remat=remat,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        implementation=implementation,
+        rngs=rngs,
+    )
+
+
+def hgrn2(
+    size: Size,
+    *,
+    vocab_size: int = 32_000,
+    scan_layers: bool = False,
+    remat: bool = False,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    implementation: str | None = None,
+    rngs: nnx.Rngs,
+) -> LanguageModel:
+    """HGRN2: the blocks of the released HGRN around states that are matrices.
+
+    Args: those of `hgrn`; the paper has heads 128 wide. `implementation` is that of
+    `ssm.ops.lightning_attention`.
+
+    Source: Qin et al. 2024, HGRN2 (2404.07904), as in flash-linear-attention.
+    """
+    return _released(
+        size,
+        functools.partial(HGRN2, size.d_model, size.n_heads),
+        vocab_size=vocab_size,
+        scan_layers=scan_layers,
+        remat=remat,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        implementation=implementation,
+        rngs=rngs,
+    )
+
+
+def hgrn_blocks(
+    size: Size,
+    *,
+    bidirectional: bool = False,
+    convention: Convention = "exclusive",
+    activation: Callable[[jax.Array], jax.Array] = nnx.silu,
+    norm: Norm = LayerNorm,
+    dropout: float = 0.0,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    implementation: str | None = None,
+) -> Coupled:
+    """The paper's blocks, with their bounds: what a `Stack` is made of.
+
+    As they stand they are those for Long Range Arena, with bidirectional=True and
+    mostly norm="batch".
+
+    Args:
+      size: widths and depth.
+      bidirectional: see `HGRU`; each direction has a phase of its own.
+      convention: of the bounds, see `LowerBounds`.
+      activation: inside the GLU.
+      norm, dropout: see `ResidualBlock`.
+      dtype, param_dtype, implementation: see `hgrn`.
+
+    Source: Qin et al. 2023, HGRN (2311.04823), section 3.
+    """
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+
+    def mixer(rngs):
+        return HGRU(
+            size.d_model,
+            bidirectional=bidirectional,
+            implementation=implementation,
+            rngs=rngs,
+            **types,
+        )
+
+    def mlp(rngs):
+        return GatedMLP(
+            size.d_model,
+            size.d_ff,
+            activation=activation,
+            in_variance=1 / 3,  # the published draws are uniform, of this variance
+            out_variance=1 / 3,
+            rngs=rngs,
+            **types,
+        )
+
+    block = _around(mixer, mlp, size, norm=norm, dropout=dropout, **types)
+    return Coupled(block, bounds(size.d_model, convention, param_dtype))
+
+
+def bounds(
+    width: int, convention: Convention, param_dtype: DTypeLike = jnp.float32
+) -> Callable[[int, nnx.Rngs], LowerBounds]:
+    """What couples the layers of any HGRN, for a `Coupled` around its mixers."""
+
+    def make(n_layers: int, rngs: nnx.Rngs) -> LowerBounds:
+        return LowerBounds(
+            n_layers, width, convention=convention, param_dtype=param_dtype
+        )
+
+    return make
+
+
+def _released(
+    size, make_mixer, *, vocab_size, scan_layers, remat, implementation, rngs, **types
+):
+    def mixer(rngs):
+        init = {"kernel_init": released_init, "implementation": implementation}
+        return make_mixer(rngs=rngs, **init, **types)
+
+    block = _around(
+        mixer,
+        lambda rngs: swiglu(size.d_model, size.d_ff, rngs=rngs, **types),
+        size,
+        norm="rms",
+        dropout=0.0,
+        **types,
+    )
+    model = LanguageModel(
+        Coupled(block, bounds(size.d_model, "shifted", types["param_dtype"])),
+        n_layers=size.n_layers,
+        d_model=size.d_model,
+        vocab_size=vocab_size,
+        final_norm="rms",
+        scan_layers=scan_layers,
+        remat=remat,
+        rngs=rngs,
+        **types,
+    )
+    model.head = plain_head(size.d_model, vocab_size, rngs=rngs, **types)
+    return model
+
+
+def swiglu(d_model: int, d_ff: int, **options: Any) -> GatedMLP:
+    """A GLU with silu and without biases, drawn with a deviation of 0.02."""
+    return GatedMLP(
+        d_model,
+        d_ff,
+        activation=nnx.silu,
+        bias=False,
+        in_variance=4e-4 * d_model,
+        out_variance=4e-4 * d_ff,
+        **options,
+    )
+
+
+def plain_head(d_model: int, vocab_size: int, **options: Any) -> nnx.Linear:
+    """An output map without biases, drawn with a deviation of 0.02."""
+    return nnx.Linear(
+        d_model, vocab_size, use_bias=False, kernel_init=released_init, **options
+    )
+
+
+def _around(
+    make_mixer: Callable[[nnx.Rngs], SequenceLayer],
+    make_mlp: Callable[[nnx.Rngs], nnx.Module],
+    size: Size,
+    **options: Any,
+) -> MakeBlock:
+    def make_block(rngs: nnx.Rngs) -> ResidualBlock:
+        mixer, mlp = make_mixer(rngs), make_mlp(rngs)
+        return ResidualBlock(mixer, mlp, size.d_model, rngs=rngs, **options)
+
+    return make_block
+
+
+def _identity(x):
+    return x

@@ -28,7 +28,6 @@ its row and, negative, over its column, and the log decays get the sums of that 
 their step to the end of the chunk.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -38,42 +37,26 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels import target
-from pallas_kernels.vmap import fold_vmap
+from pallas_kernels.decay_sums import ZERO, decay_sums
+from pallas_kernels.lightning_tiles_tpu import (
+    CHUNK,
+    LANES,
+    NN,
+    NT,
+    TN,
+    call,
+    chunk_of,
+    diagonal,
+    dot,
+    iota,
+    like,
+    of_head,
+    refuse,
+    wide,
+)
+from pallas_kernels.lightning_vjp_tpu import Kernels, attention
 
-LANES = 128
-CHUNK = 128
-CHUNKS = 4  # of a block
-GROUP_BYTES = 8  # of an element of all groups in one block
-ZERO = -1024.0  # the logarithm of a decay that is zero
-
-
-def refuse(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    log_decay: jax.Array,
-    s0: jax.Array,
-    reset: jax.Array | None,
-) -> str | None:
-    """Returns why `lightning_attention` cannot run here on these arguments, or None."""
-    del s0, reset
-    if target.platform() != "tpu":
-        return "it is a kernel for TPU"
-    if not q.dtype == k.dtype == v.dtype or v.dtype not in (jnp.float32, jnp.bfloat16):
-        return (
-            f"q, k and v are {q.dtype}, {k.dtype} and {v.dtype}, wanted all float32 or "
-            "all bfloat16"
-        )
-    if log_decay.ndim == 4:
-        return "log_decay is one for each key channel, wanted one for each head"
-    heads, width = q.shape[2:]
-    if v.shape[3] != width or width not in (32, 64, 128) or heads * width % LANES:
-        return (
-            f"it has {heads} heads of K = {width} and V = {v.shape[3]}, wanted K = V "
-            f"of 32, 64 or {LANES}, and H K a multiple of {LANES}"
-        )
-    return None
+__all__ = ["lightning_attention", "refuse"]
 
 
 def lightning_attention(
@@ -105,208 +88,13 @@ def lightning_attention(
       o (B, T, H, K) in the dtype of v, and the last state (B, H, K, K) float32.
       Differentiable in q, k, v, log_decay and s0, in reverse mode, any number of times.
     """
-    batch, time, heads, _ = q.shape
-    missing = max(CHUNK - time, 0)
-    if missing:  # steps that leave the state as it is
-        log_decay = jnp.broadcast_to(log_decay, (batch, time, heads))
-        log_decay = jnp.pad(log_decay, ((0, 0), (0, missing), (0, 0)))
-        reset = reset if reset is None else jnp.pad(reset, ((0, 0), (0, missing)))
-
-    def flat(array):  # as the kernels take it, and as the backward pass keeps it
-        array = array.reshape(batch, time, -1)
-        return jnp.pad(array, ((0, 0), (0, missing), (0, 0))) if missing else array
-
-    flat_qkv = map(flat, (q, k, v))
-    o, last = _attention(*flat_qkv, log_decay, s0, reset, composed, False)
-    return o[:, :time].reshape(v.shape), last
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _attention(q, k, v, log_decay, s0, reset, composed, keep):
-    """Returns o, the last state and, where `keep`, those at the starts of blocks."""
-    cut = _Cut.of(q, s0)
-    decay = _decay_input(cut, log_decay, reset)
-    call = fold_vmap(functools.partial(_forward, cut, keep=keep), _shared(decay))
-    o, last, *starts = call(decay, q, k, v, cut.diagonal(s0))
-    return o, cut.off_diagonal(last), *starts
-
-
-def _attention_forward(q, k, v, log_decay, s0, reset, composed, keep):
-    arguments = q, k, v, log_decay, s0, reset
-    # This function itself, so that what it does here can be differentiated again.
-    *out, starts = _attention(*arguments, composed, True)
-    return (*out, starts) if keep else tuple(out), (*arguments, starts)
-
-
-def _attention_backward(composed, keep, residuals, cotangents):
-    d_o, d_last = cotangents[:2]  # nothing depends on the starts but the rule above
-    return *_adjoint(*residuals, d_o, d_last, composed), None
-
-
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(9,))
-def _adjoint(q, k, v, log_decay, s0, reset, starts, d_o, d_last, composed):
-    cut = _Cut.of(q, s0)
-    decay = _decay_input(cut, log_decay, reset)
-    call = fold_vmap(functools.partial(_backward, cut), _shared(decay))
-    d_q, d_k, d_v, d_decay, d_s0 = call(
-        decay, q, k, v, starts, d_o, cut.diagonal(d_last)
-    )
-    d_log_decay = _decay_gradient(cut, d_decay, log_decay, reset)
-    return d_q, d_k, d_v, d_log_decay, cut.off_diagonal(d_s0)
-
-
-def _adjoint_forward(*arguments):
-    return _adjoint(*arguments), arguments[:9]
-
-
-def _adjoint_backward(composed, arguments, cotangents):
-    *inputs, s0, reset, starts, d_o, d_last = arguments
-    heads = s0.shape[1]
-
-    def on_flat(q, k, v, log_decay, s0):
-        q, k, v = (x.reshape(*x.shape[:2], heads, -1) for x in (q, k, v))
-        o, last = composed(q, k, v, log_decay, s0, reset)
-        return o.reshape(d_o.shape), last
-
-    def adjoint(inputs, s0, d_o, d_last):
-        return jax.vjp(on_flat, *inputs, s0)[1]((d_o, d_last))
-
-    _, vjp = jax.vjp(adjoint, inputs, s0, d_o, d_last)
-    d_inputs, d_s0, d_d_o, d_d_last = vjp(cotangents)
-    return *d_inputs, d_s0, None, jnp.zeros_like(starts), d_d_o, d_d_last
-
-
-_adjoint.defvjp(_adjoint_forward, _adjoint_backward)
-
-
-class _Cut(NamedTuple):
-    """How the arrays (B, T, H K) are cut: a block is (1, `steps`, `groups` * 128)."""
-
-    batch: int
-    time: int
-    heads: int
-    width: int
-    groups: int
-    steps: int
-
-    @classmethod
-    def of(cls, q, s0):
-        batch, time, _ = q.shape
-        heads, width = s0.shape[1:3]
-        all_groups = heads * width // LANES
-        most = GROUP_BYTES // q.dtype.itemsize
-        groups = max(n for n in range(1, most + 1) if all_groups % n == 0)
-        steps = CHUNK * min(CHUNKS, pl.cdiv(time, CHUNK))
-        return cls(batch, time, heads, width, groups, steps)
-
-    @property
-    def blocks(self):
-        return pl.cdiv(self.time, self.steps)
-
-    @property
-    def padded(self):
-        """The time steps that all blocks together have."""
-        return self.blocks * self.steps
-
-    @property
-    def per_group(self):
-        """The heads of a group."""
-        return LANES // self.width
-
-    @property
-    def in_block(self):
-        """The heads of a block."""
-        return self.groups * self.per_group
-
-    @property
-    def lanes(self):
-        return self.groups * LANES
-
-    def block(self, t, backwards):
-        return self.blocks - 1 - t if backwards else t
-
-    def diagonal(self, states):
-        """(B, H, K, K) as (B, H K / 128, 128, 128), the heads on the diagonal."""
-        n, width = self.per_group, self.width
-        states = states.reshape(self.batch, -1, n, width, width)
-        rows = [
-            jnp.pad(
-                states[:, :, i], ((0, 0),) * 3 + ((i * width, (n - 1 - i) * width),)
-            )
-            for i in range(n)
-        ]
-        return jnp.concatenate(rows, axis=2)
-
-    def off_diagonal(self, states):
-        """The inverse of `diagonal`."""
-        pieces = []
-        for i in range(self.per_group):
-            lanes = slice(i * self.width, (i + 1) * self.width)
-            pieces.append(states[:, :, lanes, lanes])
-        shape = states.shape[0], self.heads, self.width, self.width
-        return jnp.stack(pieces, axis=2).reshape(shape)
-
-    def plane(self, backwards):
-        shape = 1, self.steps, self.lanes
-        return pl.BlockSpec(shape, lambda b, g, t: (b, self.block(t, backwards), g))
-
-    def state(self):
-        """Of states (B, groups, 128, 128)."""
-        shape = 1, self.groups, LANES, LANES
-        return pl.BlockSpec(shape, lambda b, g, t: (b, g, 0, 0))
-
-    def starts(self, backwards):
-        """Of the states at the starts of the blocks, (B, blocks, groups, 128, 128)."""
-        shape = 1, 1, self.groups, LANES, LANES
-        return pl.BlockSpec(
-            shape, lambda b, g, t: (b, self.block(t, backwards), g, 0, 0)
-        )
-
-    def rows(self, count, backwards):
-        """Of (B, H, count, steps of all blocks)."""
-        shape = 1, self.in_block, count, self.steps
-        return pl.BlockSpec(shape, lambda b, g, t: (b, g, 0, self.block(t, backwards)))
-
-    def decay(self, decay, backwards):
-        if decay.ndim == 1:
-            return pl.BlockSpec(memory_space=pltpu.SMEM)
-        return self.rows(2, backwards)
-
-    def tables(self, decay):
-        """Scratch for the exponentials of a constant decay: see `_Decays`."""
-        if decay.ndim > 1:
-            return ()
-        return (
-            pltpu.VMEM((self.in_block, CHUNK, CHUNK), jnp.float32),
-            pltpu.VMEM((self.groups, CHUNK, LANES), jnp.float32),
-            pltpu.VMEM((self.groups, CHUNK, LANES), jnp.float32),
-            pltpu.VMEM((self.groups, 8, LANES), jnp.float32),
-        )
+    return attention(_KERNELS, q, k, v, log_decay, s0, reset, composed)
 
 
 def _decay_input(cut, log_decay, reset):
     """What the kernels take: (H,), or cumulative sums (B, H, 2, T) within chunks."""
-    log_decay = jnp.maximum(log_decay.astype(jnp.float32), ZERO)
-    if log_decay.ndim == 1 and reset is None and cut.time % CHUNK == 0:
-        return log_decay
-    log_decay = jnp.broadcast_to(log_decay, (cut.batch, cut.time, cut.heads))
-    if reset is not None:
-        zero = jnp.full_like(log_decay, ZERO, shape=())
-        log_decay = jnp.where(reset[..., None], zero, log_decay)
-    log_decay = jnp.swapaxes(log_decay, 1, 2)
-    log_decay = jnp.pad(log_decay, ((0, 0), (0, 0), (0, cut.padded - cut.time)))
-    coarse = jnp.round(log_decay * 64) / 64
-    parts = jnp.stack([coarse, log_decay - coarse], axis=2)
-    chunks = parts.reshape(cut.batch, cut.heads, 2, -1, CHUNK)
-    return jnp.cumsum(chunks, axis=-1).reshape(parts.shape)
-
-
-def _shared(decay):
-    """The arguments of a kernel that have no batch."""
-    return (0,) if decay.ndim == 1 else ()
+    shape = cut.batch, cut.time, cut.heads
+    return decay_sums(log_decay, reset, shape, CHUNK, padded=cut.padded)
 
 
 def _decay_gradient(cut, d_decay, log_decay, reset):
@@ -325,57 +113,51 @@ def _decay_gradient(cut, d_decay, log_decay, reset):
     return gradient.astype(log_decay.dtype)
 
 
-def _like(array, shape, dtype):
-    return jax.ShapeDtypeStruct(
-        shape, dtype, manual_axis_type=jax.typeof(array).manual_axis_type
+def _rows(cut, count, backwards):
+    """Of (B, H, count, steps of all blocks)."""
+    shape = 1, cut.in_block, count, cut.steps
+    return pl.BlockSpec(shape, lambda b, g, t: (b, g, 0, cut.block(t, backwards)))
+
+
+def _decay_spec(cut, decay, backwards):
+    if decay.ndim == 1:
+        return pl.BlockSpec(memory_space=pltpu.SMEM)
+    return _rows(cut, 2, backwards)
+
+
+def _tables(cut, decay):
+    """Scratch for the exponentials of a constant decay: see `_Decays`."""
+    if decay.ndim > 1:
+        return ()
+    return (
+        pltpu.VMEM((cut.in_block, CHUNK, CHUNK), jnp.float32),
+        pltpu.VMEM((cut.groups, CHUNK, LANES), jnp.float32),
+        pltpu.VMEM((cut.groups, CHUNK, LANES), jnp.float32),
+        pltpu.VMEM((cut.groups, 8, LANES), jnp.float32),
     )
-
-
-def _call(kernel, cut, name, inputs, outputs, scratch, products):
-    """`pl.pallas_call` on pairs (array, spec), for outputs (shape, spec)."""
-    arrays = [array for array, _ in inputs] + [shape for shape, _ in outputs]
-    groups = cut.heads * cut.width // LANES
-    elements = cut.batch * cut.padded * groups * LANES
-    return pl.pallas_call(
-        functools.partial(kernel, cut),
-        grid=(cut.batch, groups // cut.groups, cut.blocks),
-        in_specs=[spec for _, spec in inputs],
-        out_specs=[spec for _, spec in outputs],
-        out_shape=[shape for shape, _ in outputs],
-        scratch_shapes=scratch,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary")
-        ),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * elements * LANES * products,
-            bytes_accessed=sum(a.size * a.dtype.itemsize for a in arrays),
-            transcendentals=0,
-        ),
-        name=name,
-    )(*(array for array, _ in inputs))
 
 
 def _forward(cut, decay, q, k, v, s0, *, keep):
     cut = cut._replace(batch=q.shape[0])
     plane = cut.plane(False)
     starts = cut.batch, cut.blocks, *s0.shape[1:]
-    return _call(
+    return call(
         _forward_kernel,
         cut,
         "lightning_forward",
         [
-            (decay, cut.decay(decay, False)),
+            (decay, _decay_spec(cut, decay, False)),
             (q, plane),
             (k, plane),
             (v, plane),
             (s0, cut.state()),
         ],
         [
-            (_like(v, v.shape, v.dtype), plane),
-            (_like(s0, s0.shape, s0.dtype), cut.state()),
-            *([(_like(s0, starts, s0.dtype), cut.starts(False))] if keep else []),
+            (like(v, v.shape, v.dtype), plane),
+            (like(s0, s0.shape, s0.dtype), cut.state()),
+            *([(like(s0, starts, s0.dtype), cut.starts(False))] if keep else []),
         ],
-        [pltpu.VMEM((cut.groups, LANES, LANES), jnp.float32), cut.tables(decay)],
+        [pltpu.VMEM((cut.groups, LANES, LANES), jnp.float32), _tables(cut, decay)],
         4,
     )
 
@@ -384,12 +166,12 @@ def _backward(cut, decay, q, k, v, starts, d_o, d_last):
     cut = cut._replace(batch=q.shape[0])
     plane, state = cut.plane(True), (cut.groups, LANES, LANES)
     d_decay = cut.batch, cut.heads, 1, cut.padded
-    return _call(
+    return call(
         _backward_kernel,
         cut,
         "lightning_backward",
         [
-            (decay, cut.decay(decay, True)),
+            (decay, _decay_spec(cut, decay, True)),
             (q, plane),
             (k, plane),
             (v, plane),
@@ -398,19 +180,22 @@ def _backward(cut, decay, q, k, v, starts, d_o, d_last):
             (d_last, cut.state()),
         ],
         [
-            (_like(q, q.shape, q.dtype), plane),
-            (_like(k, k.shape, k.dtype), plane),
-            (_like(v, v.shape, v.dtype), plane),
-            (_like(d_last, d_decay, jnp.float32), cut.rows(1, True)),
-            (_like(d_last, d_last.shape, d_last.dtype), cut.state()),
+            (like(q, q.shape, q.dtype), plane),
+            (like(k, k.shape, k.dtype), plane),
+            (like(v, v.shape, v.dtype), plane),
+            (like(d_last, d_decay, jnp.float32), _rows(cut, 1, True)),
+            (like(d_last, d_last.shape, d_last.dtype), cut.state()),
         ],
         [
             pltpu.VMEM(state, jnp.float32),
             pltpu.VMEM((cut.steps // CHUNK, *state), v.dtype),
-            cut.tables(decay),
+            _tables(cut, decay),
         ],
         10,
     )
+
+
+_KERNELS = Kernels(_decay_input, _forward, _backward, _decay_gradient)
 
 
 class _Decays(NamedTuple):
@@ -422,13 +207,9 @@ class _Decays(NamedTuple):
     whole: jax.Array  # of D_C0: (1, 128)
 
 
-def _iota(axis, shape=(CHUNK, LANES)):
-    return lax.broadcasted_iota(jnp.int32, shape, axis)
-
-
 def _masked(pairs):
     """The exponentials of D_ts; `pairs` may be anything where s > t."""
-    inside = _iota(0, pairs.shape) >= _iota(1, pairs.shape)
+    inside = iota(0, pairs.shape) >= iota(1, pairs.shape)
     return jnp.exp(jnp.where(inside, pairs, -jnp.inf))
 
 
@@ -436,24 +217,8 @@ def _in_lanes(cut, values):
     """From arrays for each head of a group one that has each in the head's lanes."""
     out = values[0]
     for i, value in enumerate(values[1:], 1):
-        out = jnp.where(_iota(1, out.shape) >= i * cut.width, value, out)
+        out = jnp.where(iota(1, out.shape) >= i * cut.width, value, out)
     return out
-
-
-def _of_head(cut, array, i):
-    """What is in the lanes of head i of a group, and 0 elsewhere."""
-    if cut.per_group == 1:
-        return array
-    head = _iota(1, array.shape) // cut.width
-    return jnp.where(head == i, array, jnp.zeros_like(array))
-
-
-def _diagonal(cut, state):
-    """The blocks of the heads in a product of 128 by 128 lanes."""
-    if cut.per_group == 1:
-        return state
-    same = _iota(0, state.shape) // cut.width == _iota(1, state.shape) // cut.width
-    return jnp.where(same, state, 0.0)
 
 
 def _write_tables(cut, decay, tables):
@@ -462,8 +227,8 @@ def _write_tables(cut, decay, tables):
     first = pl.program_id(1) * cut.in_block
     for g in range(cut.groups):
         of_heads = [decay[first + g * cut.per_group + i] for i in range(cut.per_group)]
-        step = _iota(0).astype(jnp.float32)
-        apart = (_iota(0) - _iota(1)).astype(jnp.float32)
+        step = iota(0).astype(jnp.float32)
+        apart = (iota(0) - iota(1)).astype(jnp.float32)
         for i, log in enumerate(of_heads):
             pairs[g * cut.per_group + i] = _masked(log * apart)
         log = _in_lanes(cut, [jnp.full((CHUNK, LANES), log) for log in of_heads])
@@ -497,35 +262,10 @@ def _decays(cut, decay, tables, g, begin):
     )
 
 
-_NN, _NT, _TN = ((1,), (0,)), ((1,), (1,)), ((0,), (0,))
-
-
-def _dot(a, b, contract):
-    """A product on the matrix unit; factors in float32 are taken as they are."""
-    exact = lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return lax.dot_general(
-        a, b, (contract, ((), ())), precision=exact, preferred_element_type=jnp.float32
-    )
-
-
-def _wide(array):
-    return array.astype(jnp.float32)
-
-
-def _chunk(cut, ref, block, g, begin):
-    """A chunk of one group, (C, 128); zeros beyond the end of time."""
-    rows = pl.ds(begin, CHUNK)
-    array = ref[0, rows, g * LANES : (g + 1) * LANES]
-    if ref.shape[1] * cut.blocks == cut.time:
-        return array
-    step = block * cut.steps + begin + _iota(0)
-    return jnp.where(step < cut.time, array, jnp.zeros_like(array))
-
-
 def _written(cut, k, v, decays, state):
     """The state after a chunk."""
-    keys = (_wide(k) * decays.end).astype(v.dtype)
-    return decays.whole * state + _diagonal(cut, _dot(keys, v, _TN))
+    keys = (wide(k) * decays.end).astype(v.dtype)
+    return decays.whole * state + diagonal(cut, dot(keys, v, TN))
 
 
 def _forward_kernel(cut, decay, q, k, v, s0, o, last, *starts_and_scratch):
@@ -545,11 +285,11 @@ def _forward_kernel(cut, decay, q, k, v, s0, o, last, *starts_and_scratch):
         after = []
         for g in range(cut.groups):
             decays = _decays(cut, decay, tables, g, begin)
-            q_, k_, v_ = (_chunk(cut, ref, block, g, begin) for ref in (q, k, v))
-            out = _dot(q_, states[g].astype(v_.dtype), _NN) * decays.start
+            q_, k_, v_ = (chunk_of(cut, ref, block, g, begin) for ref in (q, k, v))
+            out = dot(q_, states[g].astype(v_.dtype), NN) * decays.start
             for i, pairs in enumerate(decays.pairs):
-                weights = _dot(_of_head(cut, q_, i), k_, _NT) * pairs
-                out += _dot(weights.astype(v_.dtype), _of_head(cut, v_, i), _NN)
+                weights = dot(of_head(cut, q_, i), k_, NT) * pairs
+                out += dot(weights.astype(v_.dtype), of_head(cut, v_, i), NN)
             lanes = slice(g * LANES, (g + 1) * LANES)
             o[0, pl.ds(begin, CHUNK), lanes] = out.astype(o.dtype)
             after.append(_written(cut, k_, v_, decays, states[g]))
@@ -599,7 +339,7 @@ def _backward_kernel(
         after = []
         for g in range(cut.groups):
             states[begin // CHUNK, g] = before[g].astype(states.dtype)
-            k_, v_ = (_chunk(cut, ref, block, g, begin) for ref in (k, v))
+            k_, v_ = (chunk_of(cut, ref, block, g, begin) for ref in (k, v))
             decays = _decays(cut, decay, tables, g, begin)
             after.append(_written(cut, k_, v_, decays, before[g]))
         return after
@@ -609,39 +349,39 @@ def _backward_kernel(
         for g in range(cut.groups):
             decays = _decays(cut, decay, tables, g, begin)
             q_, k_, v_, d_o_ = (
-                _chunk(cut, ref, block, g, begin) for ref in (q, k, v, d_o)
+                chunk_of(cut, ref, block, g, begin) for ref in (q, k, v, d_o)
             )
             dtype, before = v_.dtype, states[begin // CHUNK, g]
             narrow = d_after[g].astype(dtype)
-            dq = _dot(d_o_, before, _NT) * decays.start
-            dk = _dot(v_, narrow, _NT) * decays.end
-            dv = _dot(k_, narrow, _NN) * decays.end
-            of_start, of_end = _wide(q_) * dq, _wide(k_) * dk
-            to_last = of_end + decays.whole * d_after[g] * _wide(before)
+            dq = dot(d_o_, before, NT) * decays.start
+            dk = dot(v_, narrow, NT) * decays.end
+            dv = dot(k_, narrow, NN) * decays.end
+            of_start, of_end = wide(q_) * dq, wide(k_) * dk
+            to_last = of_end + decays.whole * d_after[g] * wide(before)
             for h, pairs in enumerate(decays.pairs):
-                q_h, k_h, d_o_h = (_of_head(cut, x, h) for x in (q_, k_, d_o_))
-                products = _dot(q_h, k_, _NT)
-                d_weights = _dot(d_o_h, v_, _NT) * pairs
+                q_h, k_h, d_o_h = (of_head(cut, x, h) for x in (q_, k_, d_o_))
+                products = dot(q_h, k_, NT)
+                d_weights = dot(d_o_h, v_, NT) * pairs
                 weights = (products * pairs).astype(dtype)
                 narrow_d = d_weights.astype(dtype)
-                dq += _dot(narrow_d, k_h, _NN)
-                dk += _dot(narrow_d, q_h, _TN)
-                dv += _dot(weights, d_o_h, _TN)
-                by_pair = jnp.where(_iota(0) > _iota(1), products * d_weights, 0.0)
-                by_step = _of_head(cut, of_start - of_end, h) + by_pair
+                dq += dot(narrow_d, k_h, NN)
+                dk += dot(narrow_d, q_h, TN)
+                dv += dot(weights, d_o_h, TN)
+                by_pair = jnp.where(iota(0) > iota(1), products * d_weights, 0.0)
+                by_step = of_head(cut, of_start - of_end, h) + by_pair
                 row = jnp.sum(jnp.transpose(by_step), axis=0, keepdims=True)
                 row -= jnp.sum(by_pair, axis=0, keepdims=True)
-                total = jnp.sum(_of_head(cut, to_last, h), axis=0, keepdims=True).sum(
+                total = jnp.sum(of_head(cut, to_last, h), axis=0, keepdims=True).sum(
                     axis=1, keepdims=True
                 )
-                row += jnp.where(_iota(1, row.shape) == CHUNK - 1, total, 0.0)
+                row += jnp.where(iota(1, row.shape) == CHUNK - 1, total, 0.0)
                 d_decay[0, g * cut.per_group + h, :, pl.ds(begin, CHUNK)] = row
             lanes = slice(g * LANES, (g + 1) * LANES)
             for ref, gradient in ((d_q, dq), (d_k, dk), (d_v, dv)):
                 ref[0, pl.ds(begin, CHUNK), lanes] = gradient.astype(ref.dtype)
-            queries = (_wide(q_) * decays.start).astype(dtype)
+            queries = (wide(q_) * decays.start).astype(dtype)
             d_before.append(
-                decays.whole * d_after[g] + _diagonal(cut, _dot(queries, d_o_, _TN))
+                decays.whole * d_after[g] + diagonal(cut, dot(queries, d_o_, TN))
             )
         return d_before
 

@@ -40,18 +40,21 @@ def _widened(decay):
     return decay.reshape(*decay.shape, *(1,) * (4 - decay.ndim))
 
 
-def _kernels(name):
-    """A module of device kernels: half a second to import, so at first use."""
-    return importlib.import_module(f"pallas_kernels.lightning_{name}")
+def _kernel(name, name_by_channel=None):
+    """A module of device kernels, or another for a decay of each key channel."""
 
+    def kernels(arguments):  # half a second to import, so at first use
+        by_channel = name_by_channel is not None and arguments[3].ndim == 4
+        module = name_by_channel if by_channel else name
+        return importlib.import_module(f"pallas_kernels.lightning_{module}")
 
-def _kernel(name):
     def run(*arguments):
-        kernels = _kernels(name)
-        return kernels.lightning_attention(*arguments, composed=attention_chunked)
+        return kernels(arguments).lightning_attention(
+            *arguments, composed=attention_chunked
+        )
 
     def refuse(*arguments):
-        return _kernels(name).refuse(*arguments)
+        return kernels(arguments).refuse(*arguments)
 
     return Implementation(run, refuse)
 
@@ -59,7 +62,7 @@ def _kernel(name):
 _TABLE = {
     "scan": Implementation(_sequential),
     "chunked": Implementation(attention_chunked),
-    "pallas_tpu": _kernel("tpu"),
+    "pallas_tpu": _kernel("tpu", "channel_tpu"),
     "mosaic_gpu": _kernel("gpu"),
 }
 _PREFERENCE = {

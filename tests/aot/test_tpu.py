@@ -47,8 +47,8 @@ def test_kernels_compile_to_one_call_and_nothing_else(compiled):
             # axis last, and small ones in VMEM: that they compile is what is tested.
             continue
         assert report["moved"] == [], name
-        # The mask of the resets as numbers, and states, an array of one time step each.
-        small = 0.01 * report["ideal_bytes"]
+        # The mask of the resets as numbers, sums of log decays of heads, and states.
+        small = 0.02 * report["ideal_bytes"]
         assert report["temporary_bytes"] <= small, name
         overhead = overheads[report["kernel"].rpartition(", ")[0]]
         over = report["bytes"] / report["ideal_bytes"] - 1

@@ -32,12 +32,24 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tests.aot import tpu_hgrn, tpu_lightning, tpu_linear_scan, tpu_rg_lru
+from tests.aot import (
+    tpu_hgrn,
+    tpu_lightning,
+    tpu_lightning_channel,
+    tpu_linear_scan,
+    tpu_rg_lru,
+)
 from tests.aot.bundles import cycles
 
 FAMILIES: dict[str, ModuleType] = {
     family.OP: family
-    for family in (tpu_linear_scan, tpu_rg_lru, tpu_hgrn, tpu_lightning)
+    for family in (
+        tpu_linear_scan,
+        tpu_rg_lru,
+        tpu_hgrn,
+        tpu_lightning,
+        tpu_lightning_channel,
+    )
 }
 ROOT = Path(__file__).parents[2]
 TABLE = Path(__file__).with_name("tpu_cycles.json")

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels import lightning_tpu, target
+from pallas_kernels import lightning_tiles_tpu, target
 from ssm import ops
-from tests.pairwise import mostly_slow, pairwise
+from tests.pairwise import mostly_slow, name_of, pairwise
 from tests.ssm.ops import test_lightning_attention as of_the_op
 
 GRID = {
@@ -33,14 +33,14 @@ FULL = pairwise(GRID | {"time": (1, 129, 300, 1100)})
 
 
 @pytest.mark.usefixtures("as_tpu")
-@pytest.mark.parametrize("row", mostly_slow(QUICK, *QUICK[:6]), ids=of_the_op.name_of)
+@pytest.mark.parametrize("row", mostly_slow(QUICK, *QUICK[:6]), ids=name_of)
 def test_equals_the_loop_in_value_and_gradient(row):
     of_the_op.check({"implementation": "pallas_tpu"} | row)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_tpu")
-@pytest.mark.parametrize("row", FULL, ids=of_the_op.name_of)
+@pytest.mark.parametrize("row", FULL, ids=name_of)
 def test_equals_the_loop_on_the_large_grid(row):
     of_the_op.check({"implementation": "pallas_tpu"} | row, batch=1)
 
@@ -168,19 +168,18 @@ def test_a_tpu_takes_the_kernel_unasked(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "rank", "dtype", "message"),
+    ("sizes", "dtype", "message"),
     [
-        ((2, 64), 4, "float32", "log_decay is one for each key channel"),
-        ((3, 64), 1, "float32", "it has 3 heads of K = 64 and V = 64"),
-        ((2, 48), 1, "float32", "it has 2 heads of K = 48"),
-        ((2, 64), 1, "float16", "q, k and v are float16, float16 and float16"),
+        ((3, 64), "float32", "it has 3 heads of K = 64 and V = 64"),
+        ((2, 48), "float32", "it has 2 heads of K = 48"),
+        ((2, 64), "float16", "q, k and v are float16, float16 and float16"),
     ],
 )
 def test_others_are_refused_or_left_to_the_chunked_form(
-    monkeypatch, sizes, rank, dtype, message
+    monkeypatch, sizes, dtype, message
 ):
     q = jnp.ones((1, 128, *sizes), dtype)
-    log_decay = jnp.zeros(sizes[:1] if rank == 1 else q.shape)
+    log_decay = jnp.zeros(sizes[0])
     assert "pallas" not in unasked(monkeypatch, q, log_decay)
     with pytest.raises(NotImplementedError, match=message):
         ops.lightning_attention(q, q, q, log_decay, implementation="pallas_tpu")
@@ -191,7 +190,8 @@ def test_others_are_refused_or_left_to_the_chunked_form(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_blocks_cover_the_arrays_and_fit(time, heads, dtype):
     q = jax.ShapeDtypeStruct((3, time, heads * 64), dtype)
-    cut = lightning_tpu._Cut.of(q, jax.ShapeDtypeStruct((3, heads, 64, 64), "float32"))
+    s0 = jax.ShapeDtypeStruct((3, heads, 64, 64), "float32")
+    cut = lightning_tiles_tpu.Cut.of(q, s0)
     assert cut.padded >= time > cut.padded - cut.steps
     assert heads % cut.in_block == 0
     of_planes = 2 * 7 * cut.steps * cut.lanes * jnp.dtype(dtype).itemsize

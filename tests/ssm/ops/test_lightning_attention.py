@@ -158,7 +158,11 @@ def compute(row, case):
 
 
 def check(row, **options):
-    case = draw(row, **options)
+    check_case(row, draw(row, **options))
+
+
+def check_case(row, case):
+    """Holds the results of the op against those of the loop."""
     wide = row["dtype"] == "float64"
     with jax.enable_x64(True) if wide else contextlib.nullcontext():
         got = compute(row, case)

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parents[1]
 COMPILE_CACHE = ROOT / ".cache" / "jax"
 # optax and the norms of nnx do not survive strict dtype promotion; these rooms do.
 STRICT_DTYPES = [ROOT / "tests/ssm/ops", ROOT / "tests/pallas_kernels"]
+# A test's time is the compiler's here, on programs that run once.
+QUICK_COMPILES = [ROOT / f"tests/ssm/{room}" for room in ("ops", "layers", "models")]
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -32,9 +34,8 @@ def _strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _quick_compiles(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Here a test's time is the compiler's, on programs that run once."""
-    of_ops = request.path.is_relative_to(ROOT / "tests/ssm/ops")
-    quick = of_ops and "memory" not in request.node.nodeid  # those read the programs
+    quick = any(request.path.is_relative_to(room) for room in QUICK_COMPILES)
+    quick &= "memory" not in request.node.nodeid  # those read the programs
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -35,16 +35,12 @@ KINDS = {  # dtypes of x, and decays
     "complex": (("complex64", "a"), ("complex64", "log_a"), ("complex64", "real a")),
     "constant": (("complex64", "constant a"), ("float32", "constant log_a")),
 }
-SIZES = {
-    "time": GRID["time"],
-    "width": (1, 96, 128, 1000),
-    "reverse": (False, True),
-}
-OPTIONS = {"h0": (False, True), "reset": (False, True)}
+SIZES = {"time": GRID["time"], "width": (1, 96, 128, 1000)}
+OPTIONS = {name: GRID[name] for name in ("h0", "reset", "reverse")}
 
 
 def full_grid(kinds, **dealt):
-    """Every kind, direction, length and width."""
+    """Every kind, length and width."""
     rows = []
     for kind in kinds.values():
         for row in crossed(SIZES, OPTIONS | {"kind": kind} | dealt):
@@ -209,12 +205,13 @@ DOUBLE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("reverse", GRID["reverse"])
 @pytest.mark.parametrize("time", GRID["time"])
-def test_equals_the_loop_on_the_full_grid(implementation, kind, time):
-    flavours = {kind: KINDS[kind] + DOUBLE[kind]}
-    for row in full_grid(flavours):
+def test_equals_the_loop_on_the_full_grid(implementation, kind, reverse, time):
+    rows = full_grid({kind: KINDS[kind] + DOUBLE[kind]})
+    for row in rows:
         if row["time"] == time:
-            check({"implementation": implementation} | row)
+            check(row | {"implementation": implementation, "reverse": reverse})
 
 
 def test_reference_gradient_by_finite_differences():

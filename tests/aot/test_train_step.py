@@ -25,7 +25,7 @@ def targets(step):
         yield pytest.param(topology, marks=(getattr(pytest.mark, extra), missing))
 
 
-@pytest.mark.parametrize("topology", targets("lru"))
+@pytest.mark.parametrize("topology", list(targets("lru")))
 def test_the_step_runs_the_kernels_and_exchanges_no_activations(topology):
     report = train_step.report("lru", topology)
     # Forward and backward, each a pass for the state that arrives and one for the rest.
@@ -42,7 +42,7 @@ def test_the_step_runs_the_kernels_and_exchanges_no_activations(topology):
     assert max(exchanged.values()) <= 2 * STATES * WIDTH
 
 
-@pytest.mark.parametrize("topology", targets("griffin"))
+@pytest.mark.parametrize("topology", list(targets("griffin")))
 def test_griffin_runs_the_kernels(topology):
     report = train_step.report("griffin", topology)
     # Two recurrences, forward and backward; on a GPU with few channels each is cut
@@ -53,7 +53,7 @@ def test_griffin_runs_the_kernels(topology):
     assert report["largest_exchange"]["all-reduce"] <= 1.01 * report["parameters"]
 
 
-@pytest.mark.parametrize("topology", targets("recurrent_gemma_2b"))
+@pytest.mark.parametrize("topology", list(targets("recurrent_gemma_2b")))
 def test_recurrent_gemma_2b_fits_the_memory(topology):
     report = train_step.report("recurrent_gemma_2b", topology)
     assert report["parameters"] == 2_682_862_080

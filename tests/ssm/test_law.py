@@ -139,6 +139,14 @@ CAUSAL = {
 }
 # Variants whose every part another row has too.
 SLOW = {
+    "LRU, scan",
+    "LRU, associative",
+    "LocalAttention, 5, grouped",
+    "S4Block, half gate, post-norm",
+    "S4Block, no gate, rms",
+    "Stack",
+    "LanguageModel",
+    "LanguageModel, tied",
     "CausalConv1D, longer than x",
     "Attention, shared keys, no positions",
     "LocalAttention, 1",

@@ -90,6 +90,7 @@ def test_published_parameter_count():
     assert kinds == 7 * [ssm.layers.LightningAttention] + [ssm.Attention]
 
 
+@pytest.mark.slow
 def test_padding_leaves_no_trace():
     """On the left, before a reset, and on the right, after one."""
     model = tiny()

@@ -211,12 +211,14 @@ def fold_segments(decays: int, summary: Planes, carry: Planes) -> Planes:
     """The state after a segment, from its summary and the state before it."""
     product, state = summary[:decays], summary[decays:]
     before = carry[: len(state)]
-    # A product that overflows does not reach a state of zero.
-    moved = tuple(
-        jnp.where(p == 0, jnp.zeros_like(q), q)
-        for p, q in zip(before, multiply(product, before), strict=True)
-    )
-    return add(moved, state)
+    # A product that overflows does not reach a state whose planes are all zero.
+    moved = []
+    for plane in multiply(product, before):
+        kept = jnp.zeros_like(plane)
+        for part in before:
+            kept = jnp.where(part == 0, kept, plane)
+        moved.append(kept)
+    return add(tuple(moved), state)
 
 
 # row(constants, carry, values, previous, reset) -> carry, outputs: one time step. All

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 
 from pallas_kernels import ring_gpu
 from ssm import ops
-from tests.pairwise import crossed, mostly_slow, name_of, pairwise
+from tests.pairwise import affordable, crossed, mostly_slow, name_of, pairwise
 from tests.ssm.ops import test_hgrn_scan, test_rg_lru_scan
 
 # Blocks of 4 end amid the 7 steps, and blocks of 128 amid the 132 channels.
@@ -73,7 +73,7 @@ def test_hgrn_equals_the_loop(row, gpu_tiles, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_gpu_without_races")
-@pytest.mark.parametrize("row", FULL_RG_LRU, ids=name_of)
+@pytest.mark.parametrize("row", affordable(FULL_RG_LRU), ids=name_of)
 def test_rg_lru_equals_the_loop_on_the_full_grid(row, gpu_tiles, monkeypatch):
     monkeypatch.setattr(ring_gpu, "ROWS", row["turn"])
     gpu_tiles(width=row["block"], segments=row["segments"], steps=16)
@@ -82,7 +82,7 @@ def test_rg_lru_equals_the_loop_on_the_full_grid(row, gpu_tiles, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_gpu_without_races")
-@pytest.mark.parametrize("row", FULL_HGRN, ids=name_of)
+@pytest.mark.parametrize("row", affordable(FULL_HGRN), ids=name_of)
 def test_hgrn_equals_the_loop_on_the_full_grid(row, gpu_tiles, monkeypatch):
     monkeypatch.setattr(ring_gpu, "ROWS", row["turn"])
     gpu_tiles(width=row["block"], segments=row["segments"], steps=16)

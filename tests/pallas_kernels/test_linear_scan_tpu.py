@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from pallas_kernels import linear_scan_tpu, scan_tiles_tpu, target
 from ssm import ops, reference
-from tests.pairwise import mostly_slow, name_of, pairwise
+from tests.pairwise import affordable, mostly_slow, name_of, pairwise
 from tests.ssm.ops import test_linear_scan as of_the_op
 
 KINDS = (  # of x, and of the decay
@@ -52,7 +52,7 @@ def test_equals_the_loop_in_value_and_gradient(row, tpu_tiles):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_tpu_without_races")
-@pytest.mark.parametrize("row", FULL, ids=name_of)
+@pytest.mark.parametrize("row", affordable(FULL), ids=name_of)
 def test_equals_the_loop_on_the_full_grid(row, tpu_tiles):
     tpu_tiles(steps=row["steps"], by_rows=row["by_rows"])
     of_the_op.check({"implementation": "pallas_tpu"} | row, batch=row["batch"])

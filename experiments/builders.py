@@ -12,15 +12,16 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import ssm
+from experiments import families
 from experiments.errors import UserError
-from experiments.families import BLOCKS, MIXERS, Shared
+from experiments.families import Shared
 from experiments.tasks.base import Task
 from experiments.tasks.byte_text import ByteText
 from experiments.tasks.delayed_copy import DelayedCopy
 from experiments.tasks.digits import Digits
 from experiments.tasks.listops import ListOps
 from ssm.layers.base import SequenceLayer
-from ssm.models.griffin import MakeLayer
+from ssm.models.stack import MakeLayer, Pattern
 
 T = TypeVar("T")
 
@@ -29,6 +30,16 @@ TASKS: dict[str, type[Task]] = {
     "delayed_copy": DelayedCopy,
     "digits": Digits,
     "listops": ListOps,
+}
+MIXERS: dict[str, type[SequenceLayer] | Callable[..., Sequence[MakeLayer]]] = {
+    "griffin": families.griffin_mixers,
+    "hawk": families.hawk_mixers,
+    "lru": ssm.LRU,
+    "transformer": families.transformer_mixers,
+}
+BLOCKS: dict[str, Callable[..., Pattern]] = {
+    "gated": families.gated_blocks,
+    "s4": families.s4_blocks,
 }
 
 

@@ -1,20 +1,18 @@
 """Families of models: from the names in a config to the blocks of a stack.
 
-A mixer is what mixes time, a block what surrounds it; `configs/families.py` says what a
-config holds for each. A new family is an entry of `MIXERS`: a layer, to be had in every
-block, or a function that returns what takes turns.
+A mixer is what mixes time, a block what surrounds it. `configs/families.py` says what a
+config holds for each, `experiments/builders.py` what they are called: a name stands for
+a layer, to be had in every block, or for a function here of layers that take turns.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import ssm
 from ssm.blocks import Glu, Norm, S4Block
 from ssm.layers.attention import Positional
-from ssm.layers.base import SequenceLayer
 from ssm.models import griffin, transformer
-from ssm.models.griffin import MakeLayer
-from ssm.models.stack import MakeBlock, Pattern
+from ssm.models.stack import MakeBlock, MakeLayer, Pattern
 
 
 class Shared(NamedTuple):
@@ -138,18 +136,6 @@ def gated_blocks(
         dropout=dropout,
         **shared.types(),
     )
-
-
-MIXERS: dict[str, type[SequenceLayer] | Callable[..., Sequence[MakeLayer]]] = {
-    "griffin": griffin_mixers,
-    "hawk": hawk_mixers,
-    "lru": ssm.LRU,
-    "transformer": transformer_mixers,
-}
-BLOCKS: dict[str, Callable[..., Pattern]] = {
-    "gated": gated_blocks,
-    "s4": s4_blocks,
-}
 
 
 def _both_ways(mixers: Sequence[MakeLayer]) -> Sequence[MakeLayer]:

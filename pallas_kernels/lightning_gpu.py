@@ -39,6 +39,7 @@ from jax.experimental.pallas import mosaic_gpu as mg
 
 from pallas_kernels import target
 from pallas_kernels.decay_sums import decay_sums
+from pallas_kernels.ring_gpu import vary_as
 
 CHUNK = 64
 WIDTH = 128  # of the keys, and of the values
@@ -176,13 +177,9 @@ def _call(decay, q, k, v, s0, reverse):
         layout = mg.TilingTransform((8, 64)), mg.SwizzleTransform(128)
         return mg.SMEM(shape, jnp.bfloat16, transforms=layout)
 
-    def like(array):
-        kind = jax.typeof(array).manual_axis_type
-        return jax.ShapeDtypeStruct(array.shape, array.dtype, manual_axis_type=kind)
-
-    return mg.kernel(
+    o, last = mg.kernel(
         functools.partial(_kernel, time // CHUNK, slots, reverse),
-        out_type=(like(v), like(s0)),
+        out_type=[jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (v, s0)],
         grid=(batch, lanes // WIDTH, WIDTH // PART),
         grid_names=("batch", "head", "part"),
         scratch_types=[
@@ -196,6 +193,7 @@ def _call(decay, q, k, v, s0, reverse):
         ],
         kernel_name=f"lightning_{'reverse' if reverse else 'forward'}",
     )(decay, q, k, v, s0)
+    return vary_as(o, v), vary_as(last, s0)
 
 
 def _load(ref):
@@ -253,11 +251,11 @@ def _changing_decays(sums, start, reverse):
         values = mg.load(
             sums.at[row, pl.ds(start, CHUNK)], *_INDEX, layout=layout, optimized=False
         )
-        return lax.broadcast_in_dim(values, (CHUNK, CHUNK), (axis,))
+        return lax.broadcast_in_dim(values * 1.0, (CHUNK, CHUNK), (axis,))
 
     by_row = [load(row, _ROWS.reduce(1), 0) for row in range(2)]
     by_column = [load(row, _ROWS.reduce(0), 1) for row in range(2)]
-    totals = [sums[row, start + CHUNK - 1] for row in range(2)]
+    totals = [sums[row, start + CHUNK - 1] * 1.0 for row in range(2)]
     coarse, fine = (r - c for r, c in zip(by_row, by_column, strict=True))
     step, other = _steps()
     later = other >= step if reverse else step >= other
@@ -289,7 +287,11 @@ def _kernel(
     arrived,
 ):
     batch, head, part = (lax.axis_index(name) for name in ("batch", "head", "part"))
-    constant = _constant_decays(decay[head], reverse) if decay.ndim == 1 else None
+    # The products with one forget over which axes of a mesh an array varies: within the
+    # kernel nothing else knows.
+    constant = None
+    if decay.ndim == 1:
+        constant = _constant_decays(decay[head] * 1.0, reverse)
     keys = pl.ds(head * WIDTH, WIDTH)
     values = pl.ds(head * WIDTH + part * PART, PART)
 
@@ -345,7 +347,7 @@ def _kernel(
         return tuple(after)
 
     columns = pl.ds(part * PART, PART)
-    state = tuple(_load(s0.at[batch, head, rows, columns]) for rows in halves)
+    state = tuple(_load(s0.at[batch, head, rows, columns]) * 1.0 for rows in halves)
     state = lax.fori_loop(0, chunks, one_chunk, state)
     for rows, half in zip(halves, state, strict=True):
         last[batch, head, rows, columns] = half

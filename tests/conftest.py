@@ -17,7 +17,10 @@ COMPILE_CACHE = ROOT / ".cache" / "jax"
 # optax and the norms of nnx do not survive strict dtype promotion; these rooms do.
 STRICT_DTYPES = [ROOT / "tests/ssm/ops", ROOT / "tests/pallas_kernels"]
 # A test's time is the compiler's here, on programs that run once.
-QUICK_COMPILES = [ROOT / f"tests/ssm/{room}" for room in ("ops", "layers", "models")]
+QUICK_COMPILES = [
+    ROOT / "tests/pallas_kernels",
+    *(ROOT / f"tests/ssm/{room}" for room in ("ops", "layers", "models")),
+]
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,6 +1,6 @@
 """Hawk, Griffin and RecurrentGemma as language models, in their published sizes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,12 +10,8 @@ from jax.typing import DTypeLike
 
 from ssm.blocks import Norm, ResidualBlock
 from ssm.layers import GatedMLP, GriffinRecurrence, LocalAttention
-from ssm.layers.base import SequenceLayer
 from ssm.models.language_model import LanguageModel
-from ssm.models.stack import MakeBlock
-
-MakeLayer = Callable[[nnx.Rngs], SequenceLayer]
-"""Builds one layer from its random streams."""
+from ssm.models.stack import MakeBlock, MakeLayer
 
 
 class Size(NamedTuple):

@@ -81,7 +81,7 @@ def hgrn(
     blocks = hgrn_blocks(
         size,
         convention="shifted",
-        activation=_identity,
+        activation=nnx.identity,
         dropout=dropout,
         implementation=implementation,
         **types,
@@ -102,69 +102,38 @@ def hgrn(
 
 
 def hgrn_released(
-    size: Size,
-    *,
-    vocab_size: int = 32_000,
-    scan_layers: bool = False,
-    remat: bool = False,
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-    implementation: str | None = None,
-    rngs: nnx.Rngs,
+    size: Size, *, rngs: nnx.Rngs, vocab_size: int = 32_000, **options: Any
 ) -> LanguageModel:
     """The HGRN that was released: real states, RMS norms, no biases, SwiGLU.
 
     Bounds are those of `LowerBounds` "shifted"; the output map is not the embedding.
 
-    Args: those of `hgrn`; size is for instance `RELEASED["1.3b"]`.
+    Args:
+      size: for instance `RELEASED["1.3b"]`.
+      rngs: draws the parameters.
+      vocab_size: number of tokens.
+      **options: those of `hgrn`, without dropout.
 
     Source: Qin et al. 2023, HGRN (2311.04823), as in flash-linear-attention.
     """
     mixer = functools.partial(
         HGRU, size.d_model, real=True, bias=False, norm=nnx.RMSNorm
     )
-    return _released(
-        size,
-        mixer,
-        vocab_size=vocab_size,
-        scan_layers=scan_layers,
-        remat=remat,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        implementation=implementation,
-        rngs=rngs,
-    )
+    return _released(size, mixer, vocab_size, rngs, **options)
 
 
 def hgrn2(
-    size: Size,
-    *,
-    vocab_size: int = 32_000,
-    scan_layers: bool = False,
-    remat: bool = False,
-    dtype: DTypeLike | None = None,
-    param_dtype: DTypeLike = jnp.float32,
-    implementation: str | None = None,
-    rngs: nnx.Rngs,
+    size: Size, *, rngs: nnx.Rngs, vocab_size: int = 32_000, **options: Any
 ) -> LanguageModel:
     """HGRN2: the blocks of the released HGRN around states that are matrices.
 
-    Args: those of `hgrn`; the paper has heads 128 wide. `implementation` is that of
-    `ssm.ops.lightning_attention`.
+    Args: those of `hgrn_released`; the paper has heads 128 wide. `implementation` is
+    that of `ssm.ops.lightning_attention`.
 
     Source: Qin et al. 2024, HGRN2 (2404.07904), as in flash-linear-attention.
     """
-    return _released(
-        size,
-        functools.partial(HGRN2, size.d_model, size.n_heads),
-        vocab_size=vocab_size,
-        scan_layers=scan_layers,
-        remat=remat,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        implementation=implementation,
-        rngs=rngs,
-    )
+    mixer = functools.partial(HGRN2, size.d_model, size.n_heads)
+    return _released(size, mixer, vocab_size, rngs, **options)
 
 
 def hgrn_blocks(
@@ -234,8 +203,19 @@ def bounds(
 
 
 def _released(
-    size, make_mixer, *, vocab_size, scan_layers, remat, implementation, rngs, **types
-):
+    size: Size,
+    make_mixer: Callable[..., SequenceLayer],
+    vocab_size: int,
+    rngs: nnx.Rngs,
+    *,
+    scan_layers: bool = False,
+    remat: bool = False,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    implementation: str | None = None,
+) -> LanguageModel:
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+
     def mixer(rngs):
         init = {"kernel_init": released_init, "implementation": implementation}
         return make_mixer(rngs=rngs, **init, **types)
@@ -248,19 +228,18 @@ def _released(
         dropout=0.0,
         **types,
     )
-    model = LanguageModel(
-        Coupled(block, bounds(size.d_model, "shifted", types["param_dtype"])),
+    return LanguageModel(
+        Coupled(block, bounds(size.d_model, "shifted", param_dtype)),
         n_layers=size.n_layers,
         d_model=size.d_model,
         vocab_size=vocab_size,
+        head=plain_head,
         final_norm="rms",
         scan_layers=scan_layers,
         remat=remat,
         rngs=rngs,
         **types,
     )
-    model.head = plain_head(size.d_model, vocab_size, rngs=rngs, **types)
-    return model
 
 
 def swiglu(d_model: int, d_ff: int, **options: Any) -> GatedMLP:
@@ -276,11 +255,8 @@ def swiglu(d_model: int, d_ff: int, **options: Any) -> GatedMLP:
     )
 
 
-def plain_head(d_model: int, vocab_size: int, **options: Any) -> nnx.Linear:
-    """An output map without biases, drawn with a deviation of 0.02."""
-    return nnx.Linear(
-        d_model, vocab_size, use_bias=False, kernel_init=released_init, **options
-    )
+plain_head = functools.partial(nnx.Linear, use_bias=False, kernel_init=released_init)
+"""An output map without biases, drawn with a deviation of 0.02."""
 
 
 def _around(
@@ -294,7 +270,3 @@ def _around(
         return ResidualBlock(mixer, mlp, size.d_model, rngs=rngs, **options)
 
     return make_block
-
-
-def _identity(x):
-    return x

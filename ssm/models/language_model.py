@@ -1,5 +1,6 @@
 """Tokens to the logits of tokens."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ class LanguageModel(Stepping, nnx.Module):
       n_layers, d_model, vocab_size: sizes.
       n_outputs: number of logits; None is vocab_size.
       tied: use the embedding as the output map (then n_outputs must be vocab_size).
+      head: builds the output map if it is not tied, as `nnx.Linear` would be built.
       embedding_scale: multiplies the embeddings on their way in; RecurrentGemma has
         sqrt(d_model), rounded to bfloat16.
       final_norm: the norm before the output map: its kind, see `blocks.make_norm`;
@@ -53,6 +55,7 @@ class LanguageModel(Stepping, nnx.Module):
         vocab_size: int,
         n_outputs: int | None = None,
         tied: bool = False,
+        head: Callable[..., nnx.Module] = nnx.Linear,
         embedding_scale: float = 1.0,
         final_norm: Norm | bool = True,
         soft_cap: float | None = None,
@@ -77,7 +80,7 @@ class LanguageModel(Stepping, nnx.Module):
             make_block, n_layers, scan_layers=scan_layers, remat=remat, rngs=rngs
         )
         self.norm = make_final_norm(final_norm, d_model, rngs=rngs, **types)
-        self.head = None if tied else nnx.Linear(d_model, n_outputs, rngs=rngs, **types)
+        self.head = None if tied else head(d_model, n_outputs, rngs=rngs, **types)
 
     def __call__(
         self,

@@ -152,19 +152,18 @@ def minimax(
         implementation=implementation,
         **types,
     )
-    model = LanguageModel(
+    return LanguageModel(
         blocks,
         n_layers=size.n_layers,
         d_model=size.d_model,
         vocab_size=vocab_size,
+        head=plain_head,
         final_norm=RMSNorm,
         scan_layers=scan_layers,
         remat=remat,
         rngs=rngs,
         **types,
     )
-    model.head = plain_head(size.d_model, vocab_size, rngs=rngs, **types)
-    return model
 
 
 def minimax_blocks(

@@ -7,8 +7,11 @@ from typing import Any
 import jax
 from flax import nnx
 
-from ssm.layers.base import Carry, Stepping
+from ssm.layers.base import Carry, SequenceLayer, Stepping
 from ssm.ops.sharding import constrain
+
+MakeLayer = Callable[[nnx.Rngs], SequenceLayer]
+"""Builds one layer from its random streams, for a block around it."""
 
 MakeBlock = Callable[[nnx.Rngs], nnx.Module]
 """Builds one block from its random streams; called once per layer."""

@@ -8,8 +8,9 @@ from jax.typing import DTypeLike
 
 from ssm.layers import Attention
 from ssm.layers.attention import Positional
-from ssm.models.griffin import MakeLayer, gated_blocks
+from ssm.models.griffin import gated_blocks
 from ssm.models.language_model import LanguageModel
+from ssm.models.stack import MakeLayer
 
 
 class Size(NamedTuple):

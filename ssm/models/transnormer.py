@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -124,7 +123,7 @@ def transnormer_blocks(
             mlp = GatedMLP(
                 size.d_model,
                 size.d_ff,
-                activation=_identity,
+                activation=nnx.identity,
                 bias=False,
                 in_variance=4e-4 * size.d_model,  # a deviation of 0.02
                 out_variance=4e-4 * size.d_ff,
@@ -155,7 +154,3 @@ def slopes(n_heads: int) -> Callable[[int, nnx.Rngs], DecaySlopes]:
         return DecaySlopes(n_layers, n_heads, kind="transnormer")
 
     return make
-
-
-def _identity(x: jax.Array) -> jax.Array:
-    return x

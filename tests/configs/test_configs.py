@@ -9,7 +9,7 @@ from configs import digits
 from configs.copying import delayed
 from configs.lm import bytes as lm_bytes
 from configs.lra import listops
-from experiments.families import BLOCKS, MIXERS
+from experiments.builders import BLOCKS, MIXERS
 
 VARIANTS = [(digits, "lru")]
 VARIANTS += [(delayed, family) for family in delayed.MODELS]

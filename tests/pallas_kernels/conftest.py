@@ -7,7 +7,6 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from jax.experimental.pallas import mosaic_gpu as mg
@@ -38,16 +37,8 @@ def tpu_interpreter(
     parameters = pltpu.InterpretParams(
         uninitialized_memory="nan", detect_races=detect_races
     )
-    with less_compiling(), pltpu.force_tpu_interpret_mode(parameters):
+    with pltpu.force_tpu_interpret_mode(parameters):
         yield
-
-
-@contextlib.contextmanager
-def less_compiling() -> Iterator[None]:
-    """Most of the time of a test is the compiler at work on the interpreter."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
@@ -101,7 +92,7 @@ def gpu_interpreter(
         )
         clip_like_the_copy_engine(monkeypatch)
     parameters = interpreter.InterpretGPUParams(detect_races=detect_races)
-    with less_compiling(), interpreter.force_gpu_interpret_mode(parameters):
+    with interpreter.force_gpu_interpret_mode(parameters):
         yield
 
 

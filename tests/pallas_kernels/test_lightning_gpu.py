@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from pallas_kernels import lightning_gpu, target
 from ssm import ops
@@ -63,6 +64,21 @@ def test_it_refuses_decays_of_each_channel(on):
     q = jnp.ones((1, 128, 2, 128), jnp.bfloat16)
     with pytest.raises(NotImplementedError, match="one for each key channel"):
         run(q, jnp.zeros(q.shape))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_under_a_mesh_the_gradient_is_traced(on, rank):
+    on("NVIDIA H100 80GB HBM3")
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    q = jnp.ones((2, 128, 2, 128), jnp.bfloat16)
+    decay = jnp.zeros(q.shape[2] if rank == 1 else q.shape[:3])
+
+    def loss(q, decay):
+        return jnp.sum(run(q, decay)[0].astype(jnp.float32))
+
+    with jax.set_mesh(mesh):
+        got = jax.eval_shape(jax.grad(loss, (0, 1)), q, decay)
+    assert [g.shape for g in got] == [q.shape, decay.shape]
 
 
 def by_the_equations(decay, q, k, v, s0, reverse):

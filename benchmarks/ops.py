@@ -295,13 +295,14 @@ def directions(function: Function) -> dict[str, Wrapped]:
     """A function alone, and with its gradient in all arguments, compiled."""
 
     @jax.jit
-    def both(cotangent, *arguments):
+    def both(weights, *arguments):
         # The first is a temporary of XLA, as in a layer: it may be overwritten.
         first, *rest = arguments
         scale = jnp.asarray(1.0001, first.dtype)
-        return jax.vjp(lambda x, *rest: function(x * scale, *rest), first, *rest)[1](
-            cotangent
-        )
+        out, pull = jax.vjp(lambda x, *rest: function(x * scale, *rest), first, *rest)
+        # As in training it hangs on the output: without that XLA:CPU runs the forward
+        # and the backward pass of some of them at once, on two cores.
+        return pull(weights * out)
 
     return {"forward": jax.jit(function), "forward and backward": both}
 
@@ -310,7 +311,7 @@ def measure(case: Case, repeats: int) -> list[dict[str, Any]]:
     """Checks and times every implementation that runs here and all beside it."""
     wanted = directions(case.truth)
     out = wanted["forward"](*case.arguments)
-    cotangent = normal(9, out.shape, out.dtype.name)
+    weights = normal(9, out.shape, out.dtype.name)
     programs: dict[str, dict[str, Wrapped]] = {"ours": directions(case.ours)}
     for name in case.implementations:
         named = functools.partial(case.ours, implementation=name)
@@ -326,7 +327,7 @@ def measure(case: Case, repeats: int) -> list[dict[str, Any]]:
     for direction, planes in zip(wanted, case.planes, strict=True):
         inputs = case.arguments
         if direction != "forward":
-            inputs, planes = (cotangent, *inputs), sum(case.planes)
+            inputs, planes = (weights, *inputs), sum(case.planes)
         truth = wanted[direction](*inputs)
         timed: dict[str, Callable[[], Any]] = {}
         for name, program in programs.items():

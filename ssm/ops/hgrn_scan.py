@@ -25,11 +25,35 @@ from ssm.ops.sharding import spread, vary_alike
 
 def _gates(inputs, parameters, reset):
     (f, x), (bound, *rotation) = inputs, parameters
-    decay = bound + (1 - bound) * jax.nn.sigmoid(f)
+    decay, complement = _decay_and_complement(bound, f)
     if reset is not None:
         decay = jnp.where(reset, jnp.zeros_like(decay, shape=()), decay)
-    drive = multiply((1 - bound) * jax.nn.sigmoid(-f), x)  # 1 - decay would cancel
+    drive = multiply(complement, x)
     return (multiply(decay, *rotation) if rotation else decay), drive
+
+
+@jax.custom_jvp
+def _decay_and_complement(bound, f):
+    """Returns bound + (1 - bound) sigmoid(f), and 1 minus it without cancellation."""
+    gate, rest = _sigmoids(f)
+    return bound + (1 - bound) * gate, (1 - bound) * rest
+
+
+@_decay_and_complement.defjvp
+def _(primals, tangents):
+    bound, f = primals
+    d_bound, d_f = tangents
+    gate, rest = _sigmoids(f)
+    d_decay = rest * (d_bound + (1 - bound) * gate * d_f)
+    return _decay_and_complement(bound, f), (d_decay, -d_decay)
+
+
+def _sigmoids(f):
+    """Returns sigmoid(f) and sigmoid(-f), of one exponential, which cannot overflow."""
+    power = jnp.exp(-jnp.abs(f))
+    large = 1 / (1 + power)
+    small = power * large
+    return jnp.where(f >= 0, large, small), jnp.where(f >= 0, small, large)
 
 
 def _parameters(bound, theta):

@@ -251,7 +251,7 @@ def lightning_case(
         {"quadratic": all_pairs} if quadratic else {},
         (4, 7),
         {"quadratic": 8.0} if quadratic else {},
-        ("chunked", *KERNELS),
+        ("chunked", "loop", *KERNELS),
     )
 
 

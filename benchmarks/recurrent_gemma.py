@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from benchmarks.griffin import decoder, tokens_of
+from benchmarks.decoding import decoder
+from benchmarks.griffin import tokens_of
 from benchmarks.harness import at_least, check_close, interleaved, table
 from benchmarks.train_step import Contender, compile_seconds, stepper
 from ssm import LanguageModel, pretrained

@@ -15,9 +15,11 @@ from pathlib import Path
 import jax
 
 from benchmarks import (
+    decoding,
     griffin,
     import_cost,
     layers,
+    linear_attention,
     listops,
     ops,
     recurrent_gemma,
@@ -44,6 +46,8 @@ def main() -> None:
         "layers": layers.run,
         "train_step": functools.partial(train_step.run, options.peer),
         "griffin": griffin.run,
+        "decoding": decoding.run,
+        "linear_attention": functools.partial(linear_attention.run, options.out),
         "recurrent_gemma": functools.partial(
             recurrent_gemma.run, options.recurrent_gemma
         ),

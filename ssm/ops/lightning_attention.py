@@ -5,39 +5,12 @@ import importlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from ssm.ops.checks import accumulation_dtype, check_reset, check_shape
 from ssm.ops.dispatch import Implementation, choose
-from ssm.ops.lightning_chunked import attention_chunked
+from ssm.ops.lightning_chunked import attention_chunked, attention_loop
+from ssm.ops.lightning_steps import attention_steps, widened
 from ssm.ops.sharding import spread, vary_alike
-
-
-def _sequential(q, k, v, log_decay, s0, reset):
-    """The recurrence as it is written, by `lax.scan`: T steps."""
-    constant = log_decay.ndim == 1
-
-    def step(state, inputs):
-        *arrays, decay, reset = inputs
-        q, k, v = (array.astype(s0.dtype) for array in arrays)
-        decay = log_decay[None] if constant else decay
-        decay = _widened(jnp.exp(decay.astype(s0.dtype)))
-        if reset is not None:
-            reset = reset[:, None, None, None]
-            decay = jnp.where(reset, jnp.zeros_like(decay, shape=()), decay)
-        state = decay * state + k[..., :, None] * v[..., None, :]
-        o = jnp.einsum("bhk,bhkv->bhv", q, state, precision=lax.Precision.HIGHEST)
-        return state, o
-
-    arrays = q, k, v, None if constant else log_decay, reset
-    by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), arrays)
-    last, o = lax.scan(step, s0, by_time)
-    return jnp.swapaxes(o, 0, 1).astype(v.dtype), last
-
-
-def _widened(decay):
-    """A decay (B, H) or (B, H, K) with the axes of the state (B, H, K, V)."""
-    return decay.reshape(*decay.shape, *(1,) * (4 - decay.ndim))
 
 
 def _kernel(name, name_by_channel=None):
@@ -60,16 +33,22 @@ def _kernel(name, name_by_channel=None):
 
 
 _TABLE = {
-    "scan": Implementation(_sequential),
+    "scan": Implementation(attention_steps),
+    "loop": Implementation(attention_loop),
     "chunked": Implementation(attention_chunked),
     "pallas_tpu": _kernel("tpu", "channel_tpu"),
     "mosaic_gpu": _kernel("gpu"),
 }
-_PREFERENCE = {
-    "tpu": ("pallas_tpu", "chunked"),
-    # The kernel for GPUs is compiled but unproven: it runs where it is named.
-    "default": ("chunked",),
-}
+
+
+def _preference(by_channel):
+    """Of the implementations on each platform, see `dispatch.choose`."""
+    return {
+        "cpu": ("loop" if by_channel else "chunked",),
+        "tpu": ("pallas_tpu", "chunked"),
+        # The kernel for GPUs is compiled but unproven: it runs where it is named.
+        "default": ("chunked",),
+    }
 
 
 def lightning_attention(
@@ -100,9 +79,11 @@ def lightning_attention(
       reset: (B, T) bool. True clears the state before k_t^T v_t is added.
       time_axis: inside a `shard_map`, the mesh axis over which the caller has sharded
         time; the parts then exchange their states.
-      implementation: "scan", "chunked", "pallas_tpu", "mosaic_gpu", or None for the
-        fastest that can run here. All give the same answer. "mosaic_gpu" has never run
-        on a device and is never chosen for None.
+      implementation: "scan", "loop", "chunked", "pallas_tpu", "mosaic_gpu", or None for
+        the fastest that can run here. All give the same answer. "loop" goes
+        forward step by step and backward by chunks: on CPU, with a decay of each key
+        channel, the fastest. "mosaic_gpu"
+        has never run on a device and is never chosen for None.
 
     Returns:
       o (B, T, H, V) in the dtype of v, and s_last (B, H, K, V), the state after the
@@ -126,13 +107,14 @@ def lightning_attention(
     if q.shape[1] == 0:
         return v, s0
     if q.shape[1] == 1 and time_axis is None:  # a decoding step: no loop
-        return _sequential(q, k, v, log_decay, s0, reset)
+        return attention_steps(q, k, v, log_decay, s0, reset)
 
     def local(inputs, s0):
         q, k, v, log_decay, reset, s0 = vary_alike((*inputs, s0))
         arguments = q, k, v, log_decay, s0, reset
+        preference = _preference(by_channel=log_decay.ndim == 4)
         run = choose(
-            "lightning_attention", implementation, _TABLE, _PREFERENCE, *arguments
+            "lightning_attention", implementation, _TABLE, preference, *arguments
         )
         return run(*arguments)
 
@@ -160,7 +142,7 @@ def _decay_product(inputs):
         total = jnp.broadcast_to(q.shape[1] * log_decay, (q.shape[0], q.shape[2]))
     else:
         total = log_decay.sum(1)
-    return _widened(jnp.exp(total))
+    return widened(jnp.exp(total))
 
 
 def _check(q, k, v, log_decay, s0, reset):

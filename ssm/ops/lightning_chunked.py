@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from ssm.ops.lightning_steps import attention_steps
 from ssm.ops.sharding import vary_alike
 
 CHUNK = 64  # steps, a power of two
@@ -40,52 +41,74 @@ def attention_chunked(
     reset: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """`ssm.ops.lightning_attention` for checked arguments, T >= 1."""
+    return _run(_chunks, q, k, v, log_decay, s0, reset)
+
+
+def attention_loop(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    log_decay: jax.Array,
+    s0: jax.Array,
+    reset: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The same with a forward pass step by step.
+
+    On CPU the state stays in the cache, and a step costs less there than the small
+    products of a chunk with a decay of each channel. The backward pass of a step costs
+    more: that is by chunks.
+    """
+    return _run(_steps, q, k, v, log_decay, s0, reset)
+
+
+def _run(block, q, k, v, log_decay, s0, reset):
     if log_decay.ndim == 1:
-        return _attention((q, k, v, None, reset), log_decay, s0)
-    return _attention((q, k, v, log_decay, reset), None, s0)
+        return _attention(block, (q, k, v, None, reset), log_decay, s0)
+    return _attention(block, (q, k, v, log_decay, reset), None, s0)
 
 
-@jax.custom_vjp
-def _attention(arrays, constant, s0):
-    """The op; `arrays` (B, T, ...) are q, k, v, log_decay, reset, or None."""
-    return _attention_forward(arrays, constant, s0)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(block, arrays, constant, s0):
+    """The op; `arrays` (B, T, ...) are q, k, v, log_decay, reset, or None.
+
+    `block(arrays, constant, state)` computes o of some steps and the state after them.
+    """
+    return _attention_forward(block, arrays, constant, s0)[0]
 
 
-def _attention_forward(arrays, constant, s0):
-    steps, count = _cut(arrays)
+def _attention_forward(block, arrays, constant, s0):
+    steps = _block_steps(arrays)
 
-    def step(i, carry):
+    def one(i, size, carry):
         o, starts, state = carry
-        o_here, after = _block(_piece(arrays, i * steps, steps), constant, state)
+        o_here, after = block(_piece(arrays, i * steps, size), constant, state)
         starts = lax.dynamic_update_index_in_dim(starts, state, i, axis=0)
         return _write(o, o_here, i * steps), starts, after
 
     v = arrays[2]
-    starts = jnp.zeros_like(s0, shape=(count + 1, *s0.shape))
-    o, starts, state = vary_alike((jnp.zeros_like(v), starts, s0))
-    if count:
-        o, starts, state = lax.fori_loop(0, count, step, (o, starts, state))
-    rest = _piece(arrays, count * steps, v.shape[1] - count * steps)
-    o_here, last = _block(rest, constant, state)
-    starts = lax.dynamic_update_index_in_dim(starts, state, count, axis=0)
-    out = _write(o, o_here, count * steps), last
-    return out, (arrays, constant, starts)
+    count = -(-v.shape[1] // steps)
+    starts = jnp.zeros_like(s0, shape=(count, *s0.shape))
+    carry = vary_alike((jnp.zeros_like(v), starts, s0))
+    o, starts, last = _sweep(one, carry, v.shape[1], steps)
+    return (o, last), (arrays, constant, starts)
 
 
-def _attention_backward(residuals, cotangents):
+def _attention_backward(block, residuals, cotangents):
+    del block
     arrays, constant, starts = residuals
     d_o, d_last = cotangents
     *inputs, reset = arrays
-    steps, count = _cut(arrays)
+    steps = _block_steps(arrays)
 
-    def pull(i, size, gradients, d_constant, d_state):
+    def pull(i, size, carry):
         """The gradients with those of block i, which has `size` steps."""
+        gradients, d_constant, d_state = carry
         begin = i * steps
         *here, reset_here, d_o_here = _piece((*arrays, d_o), begin, size)
         state = lax.dynamic_index_in_dim(starts, i, axis=0, keepdims=False)
 
         def run(here, constant, state):
-            return _block((*here, reset_here), constant, state)
+            return _chunks((*here, reset_here), constant, state)
 
         d_here, d_constant_here, d_state = jax.vjp(run, here, constant, state)[1](
             (d_o_here, d_state)
@@ -97,24 +120,38 @@ def _attention_backward(residuals, cotangents):
 
     zeros = jax.tree.map(jnp.zeros_like, (inputs, constant))
     carry = vary_alike((*zeros, d_last, d_o))[:3]
-    carry = pull(count, d_o.shape[1] - count * steps, *carry)
-    if count:
-        carry = lax.fori_loop(
-            0, count, lambda i, carry: pull(count - 1 - i, steps, *carry), carry
-        )
-    gradients, d_constant, d_s0 = carry
+    gradients, d_constant, d_s0 = _sweep(
+        pull, carry, d_o.shape[1], steps, backwards=True
+    )
     return (*gradients, None), d_constant, d_s0
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _cut(arrays):
-    """The steps of a block and the number of full ones before the last block."""
-    batch, time, heads, _ = arrays[0].shape
-    # Few large products, whose factors still stay in the cache.
-    steps = CHUNK * min(max(128 // (batch * heads), 4), 16)
-    return steps, (time - 1) // steps
+def _block_steps(arrays):
+    """The steps of a block: few large products, whose factors stay in the cache."""
+    batch, _, heads, _ = arrays[0].shape
+    decay = arrays[3]
+    # A decay of each channel has more of them.
+    factors = 32 if decay is not None and decay.ndim == 4 else 128
+    return CHUNK * min(max(factors // (batch * heads), 4), 16)
+
+
+def _sweep(one, carry, time, steps, backwards=False):
+    """Runs `one(i, size, carry)` on all blocks; the last in time may be shorter."""
+    count, rest = divmod(time, steps)
+
+    def full(k, carry):
+        return one(count - 1 - k if backwards else k, steps, carry)
+
+    if rest and backwards:
+        carry = one(count, rest, carry)
+    if count:
+        carry = lax.fori_loop(0, count, full, carry)
+    if rest and not backwards:
+        carry = one(count, rest, carry)
+    return carry
 
 
 def _piece(arrays, start, size):
@@ -129,8 +166,15 @@ def _write(array, part, start):
     return lax.dynamic_update_slice_in_dim(array, part, start, axis=1)
 
 
-def _block(arrays, constant, state):
-    """Returns o (B, T, H, V) of a block of T steps, and the state after them."""
+def _steps(arrays, constant, state):
+    """A block step by step."""
+    q, k, v, decay, reset = arrays
+    decay = constant if decay is None else decay
+    return attention_steps(q, k, v, decay, state, reset)
+
+
+def _chunks(arrays, constant, state):
+    """A block of T steps by chunks: o (B, T, H, V), and the state after them."""
     q, k, v, decay, reset = arrays
     batch, time, heads, _ = q.shape
     chunk = min(CHUNK, 1 << (time - 1).bit_length())

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import griffin, layers, ops, run
+from benchmarks import decoding, griffin, layers, linear_attention, ops, run
 from benchmarks.harness import at_least, at_most, check_close, interleaved, table
 
 
@@ -64,20 +64,46 @@ def test_a_wrong_case_is_refused():
         ops.measure(wrong, repeats=1)
 
 
-def test_layers_agree_on_a_small_shape():
-    (name, make), *_ = layers.LAYERS.items()
-    assert layers.case(name, make, (2, 8, 4), repeats=1)[0] == name
+@pytest.mark.parametrize("name", ["LRU", "HGRN2"])
+def test_layers_agree_on_a_small_shape(name):
+    row = layers.measure(name, layers.LAYERS[name], (2, 8, 64), repeats=1)
+    assert row[:2] == [name, "(2, 8, 64)"]
 
 
 @pytest.mark.slow
-def test_griffin_is_checked_and_timed_on_small_shapes():
-    assert "| associative |" in griffin.training(1, 16, repeats=1)
-    contexts = {"1k": griffin.CHUNK, "2k": 2 * griffin.CHUNK}
-    _, _, *rows = griffin.decoding(contexts, repeats=1).splitlines()[:4]
-    cells = [[cell.strip() for cell in row.split("|")] for row in rows]
-    (_, _, _, cache, of_1k, _), (_, _, _, also, of_2k, _) = cells
-    assert cache == also == "36,870"
-    assert of_1k == "3,145,740" and of_2k == "6,291,468"  # the keys of every step
+def test_griffin_is_checked_and_timed_on_a_small_shape():
+    text = griffin.run(1, 16, repeats=1)
+    assert "| associative_scan |" in text and "| without a scan |" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, carry", [("Griffin", "36,870"), ("HGRN2", "98,304")])
+def test_decoding_has_a_carry_of_one_size(name, carry):
+    contexts = {"1k": decoding.CHUNK, "2k": 2 * decoding.CHUNK}
+    rows, _ = decoding.decoding(name, contexts, repeats=1)
+    assert [row[3] for row in rows] == [carry, carry]
+    assert [row[4] for row in rows] == ["3,145,740", "6,291,468"]  # keys of every step
+
+
+def test_the_crossover_is_the_last_one():
+    def of(lightning, softmax):
+        return {"lightning": lightning, "softmax": softmax}
+
+    measured = {
+        1: of(1, 2),
+        2: of(3, 2),
+        4: of(2, 3),
+        8: of(2, 9),
+        16: {"lightning": 9},
+    }
+    assert "from 4 steps on" in linear_attention.crossover(measured)
+    assert "not the faster one up to 2" in linear_attention.crossover({2: of(3, 2)})
+
+
+def test_linear_attention_is_drawn(tmp_path: Path):
+    text = linear_attention.run(tmp_path, lengths=(64, 128))
+    assert "| 128 |" in text
+    assert (tmp_path / "linear_attention-cpu.png").stat().st_size > 1000
 
 
 def test_results_are_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

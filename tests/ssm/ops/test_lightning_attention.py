@@ -14,7 +14,7 @@ from ssm import ops, reference
 from tests import golden
 from tests.pairwise import mostly_slow, name_of, pairwise
 
-IMPLEMENTATIONS = ("chunked", "scan")
+IMPLEMENTATIONS = ("chunked", "loop", "scan")
 GRID = {
     "implementation": IMPLEMENTATIONS,
     "decay": ("head", "step", "channel", "bfloat16 channel"),
@@ -314,7 +314,7 @@ def test_is_differentiable_twice(implementation, rank):
         )
 
     arguments = [jnp.asarray(case[n]) for n in ("q", "k", "v", "log_decay", "s0")]
-    modes = ["rev"] if implementation == "chunked" else ["fwd", "rev"]
+    modes = ["fwd", "rev"] if implementation == "scan" else ["rev"]
     check_grads(jax.jit(run), arguments, order=2, modes=modes)
 
 
@@ -627,7 +627,10 @@ def test_memory_of_the_gradient_grows_with_time_and_no_faster(rank):
         ({"reset": ((2, 4), "int32")}, "reset has dtype int32, wanted bool"),
         ({"v": ((2, 4, 3, 6), "int32")}, "v has dtype int32, wanted real floating"),
         ({"s0": ((2, 3, 5, 6), "complex64")}, "s0 has dtype complex64, wanted real"),
-        ({"implementation": "fast"}, "'fast' is unknown, wanted 'scan', 'chunked'"),
+        (
+            {"implementation": "fast"},
+            "'fast' is unknown, wanted 'scan', 'loop', 'chunked'",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):

@@ -1,5 +1,6 @@
 # make demo | test | test-slow | bench | lint. Each sets up its own virtual environment
 # first: .venv for the default Python, .venv-3.13 for `make test PYTHON=python3.13`.
+# `make test-slow GRIDS=no` leaves out the full grids of the ops, twenty minutes of it.
 # `make bench PEER=DIR` also measures the checkout of minimal-LRU in DIR, and
 # RECURRENT_GEMMA=DIR that of DeepMind's recurrentgemma.
 
@@ -30,7 +31,7 @@ test: install
 	$(RUN) pytest -m "not slow" --numprocesses=2
 
 test-slow: install
-	$(RUN) pytest -m slow --numprocesses=2
+	$(RUN) pytest -m slow --numprocesses=2 $(if $(filter no,$(GRIDS)),-k 'not full_grid')
 
 # Compiles the device kernels with the real compilers. They have an environment of their
 # own: with them JAX looks for their devices whenever it starts.

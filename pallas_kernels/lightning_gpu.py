@@ -247,14 +247,16 @@ def _constant_decays(log, reverse):
 def _changing_decays(sums, start, reverse):
     """The exponentials of the chunk at `start`, of cumulative sums (2, T) within it."""
 
-    def load(row, layout, axis):
-        values = mg.load(
-            sums.at[row, pl.ds(start, CHUNK)], *_INDEX, layout=layout, optimized=False
-        )
+    def load(row, start, axis):
+        steps, layout = pl.ds(start, CHUNK), _ROWS.reduce(1 - axis)
+        values = mg.load(sums.at[row, steps], *_INDEX, layout=layout, optimized=False)
         return lax.broadcast_in_dim(values * 1.0, (CHUNK, CHUNK), (axis,))
 
-    by_row = [load(row, _ROWS.reduce(1), 0) for row in range(2)]
-    by_column = [load(row, _ROWS.reduce(0), 1) for row in range(2)]
+    # The compiler of JAX 0.12 would make one load of the same two, which cannot have
+    # both layouts. That `start` is never more than this it does not know.
+    also_start = jnp.minimum(start, sums.shape[1] - CHUNK)
+    by_row = [load(row, start, 0) for row in range(2)]
+    by_column = [load(row, also_start, 1) for row in range(2)]
     totals = [sums[row, start + CHUNK - 1] * 1.0 for row in range(2)]
     coarse, fine = (r - c for r, c in zip(by_row, by_column, strict=True))
     step, other = _steps()

@@ -43,7 +43,7 @@ def test_equals_the_loop_in_value_and_gradient(row):
 @pytest.mark.slow
 @pytest.mark.usefixtures("as_tpu")
 @pytest.mark.parametrize("row", LARGE, ids=name_of)
-def test_equals_the_loop_on_the_large_grid(row):
+def test_equals_the_loop_on_the_full_grid(row):
     of_the_op.check({"implementation": "pallas_tpu"} | row)
 
 

@@ -190,7 +190,7 @@ def test_equals_the_loop_in_value_and_gradient(row):
 @pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("decay", GRID["decay"])
-def test_equals_the_loop_on_the_large_grid(implementation, decay):
+def test_equals_the_loop_on_the_full_grid(implementation, decay):
     """Lengths with every dtype and kind of decay; the other options take turns."""
     names = "sizes", "s0", "reset"
     options = itertools.cycle(itertools.product(*(GRID[name] for name in names)))

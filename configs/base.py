@@ -51,9 +51,10 @@ def get_config(
     config.model.n_layers = 6
     config.model.pooling = "mean"  # "mean" | "last": classifiers only
     config.model.tied = False  # output = embedding transposed: language models only
+    config.model.head = "linear"  # "linear" | "plain", without bias: if not tied
     config.model.embedding_scale = 1.0  # of the inputs: language models only
     config.model.soft_cap = 0.0  # bound of the logits, 0: off; language models only
-    config.model.final_norm = "none"  # "none" | "layer" | "rms" | "gemma"
+    config.model.final_norm = "none"  # or one of NORMS, experiments/families.py
     config.model.scan_layers = False  # one compiled block instead of n_layers
     config.model.remat = False  # recompute activations in the backward pass
     config.model.dtype = "float32"  # of the computation

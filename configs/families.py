@@ -105,10 +105,138 @@ def transformer(
     return _gated(d_model, n_layers, mixer, d_ff)
 
 
+def hgrn(
+    *,
+    d_model: int,
+    n_layers: int,
+    d_ff: int,
+    convention: str,
+    activation: str,
+    norm: str,
+    bidirectional: bool = False,
+) -> Model:
+    """HGRN: a complex gated recurrence, bounded from below by the depth (2311.04823).
+
+    Its code has "exclusive", "silu" and mostly batch norm for Long Range Arena, and
+    "shifted", "identity" and layer norm for WikiText-103.
+    """
+    mixer = {
+        "name": "hgrn",
+        "convention": convention,  # "exclusive" | "shifted": of the bounds
+        "bidirectional": bidirectional,
+    }
+    return {
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "tied": True,
+        "embedding_scale": math.sqrt(d_model),
+        "final_norm": "layer_1e-5",
+        "mixer": mixer,
+        "block": _glu_block(norm, d_ff, activation, bias=True),
+    }
+
+
+def hgrn2(
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    bidirectional: bool = False,
+) -> Model:
+    """HGRN2: the same with a matrix for each head as its state (2404.07904)."""
+    mixer = {"name": "hgrn2", "n_heads": n_heads, "bidirectional": bidirectional}
+    return {
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "head": "plain",
+        "final_norm": "rms",
+        "mixer": mixer,
+        "block": _glu_block("rms", d_ff, "silu", bias=False),
+    }
+
+
+def transnormer(
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    d_ff: int,
+    bidirectional: bool = False,
+) -> Model:
+    """TransNormerLLM: lightning attention in every block (2307.14995)."""
+    mixer = {
+        "name": "transnormer",
+        "n_heads": n_heads,
+        "turned": True,  # rotary positions in the lowest layer
+        "bidirectional": bidirectional,
+    }
+    return {
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "tied": True,
+        "embedding_scale": math.sqrt(d_model),
+        "final_norm": "simple_rms",
+        "mixer": mixer,
+        "block": _glu_block("simple_rms", d_ff, "identity", bias=False),
+    }
+
+
+def minimax(
+    *,
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    head_dim: int,
+    n_kv_heads: int,
+    every: int,
+    d_ff: int,
+    n_experts: int,
+    bidirectional: bool = False,
+) -> Model:
+    """MiniMax: lightning and softmax attention, and experts (2501.08313)."""
+    mixer = {
+        "name": "minimax",
+        "n_heads": n_heads,
+        "head_dim": head_dim,
+        "n_kv_heads": n_kv_heads,  # of the softmax attention
+        "every": every,  # of so many layers the last has softmax attention
+        "rope_fraction": 0.5,  # of a head's channels
+        "rope_theta": 1e7,
+        "bidirectional": bidirectional,
+    }
+    block = {
+        "name": "experts",
+        "d_ff": d_ff,  # width inside an expert
+        "n_experts": n_experts,
+        "top_k": 2,  # experts of a token
+        "balance_weight": 0.01,  # of the experts' auxiliary loss; 0: off
+    }
+    return {
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "head": "plain",
+        "final_norm": "rms_1e-5",
+        "mixer": mixer,
+        "block": block,
+    }
+
+
+def _glu_block(norm: str, d_ff: int, activation: str, *, bias: bool) -> dict[str, Any]:
+    return {
+        "name": "glu",
+        "norm": norm,  # one of NORMS, experiments/families.py
+        "d_ff": d_ff,  # width inside the GLU
+        "activation": activation,  # "silu" | "identity"
+        "bias": bias,  # False: drawn with the deviation 0.02 of released models
+        "dropout": 0.0,  # probability of dropping
+    }
+
+
 def _s4_block(norm: str) -> dict[str, Any]:
     return {
         "name": "s4",
-        "norm": norm,  # "layer" | "batch" | "rms" | "gemma"
+        "norm": norm,  # one of NORMS, experiments/families.py
         "prenorm": True,
         "glu": "full",  # "full" | "half" | "none"
         "dropout": 0.0,  # probability of dropping
@@ -125,7 +253,7 @@ def _gated(d_model: int, n_layers: int, mixer: dict[str, Any], d_ff: int) -> Mod
         "mixer": mixer,
         "block": {
             "name": "gated",
-            "norm": "gemma",  # "gemma" | "layer" | "batch" | "rms"
+            "norm": "gemma",  # one of NORMS, experiments/families.py
             "d_ff": d_ff,  # width inside the MLP
             "dropout": 0.0,  # probability of dropping
         },

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -20,8 +20,10 @@ from experiments.tasks.byte_text import ByteText
 from experiments.tasks.delayed_copy import DelayedCopy
 from experiments.tasks.digits import Digits
 from experiments.tasks.listops import ListOps
+from ssm.blocks import Norm
 from ssm.layers.base import SequenceLayer
-from ssm.models.stack import MakeLayer, Pattern
+from ssm.models.hgrn import plain_head
+from ssm.models.stack import Pattern
 
 T = TypeVar("T")
 
@@ -31,15 +33,26 @@ TASKS: dict[str, type[Task]] = {
     "digits": Digits,
     "listops": ListOps,
 }
-MIXERS: dict[str, type[SequenceLayer] | Callable[..., Sequence[MakeLayer]]] = {
+MIXERS: dict[str, type[SequenceLayer] | Callable[..., Pattern]] = {
     "griffin": families.griffin_mixers,
     "hawk": families.hawk_mixers,
+    "hgrn": families.hgrn_mixers,
+    "hgrn2": families.hgrn2_mixers,
     "lru": ssm.LRU,
+    "minimax": families.minimax_mixers,
     "transformer": families.transformer_mixers,
+    "transnormer": families.transnormer_mixers,
 }
 BLOCKS: dict[str, Callable[..., Pattern]] = {
+    "experts": families.expert_blocks,
     "gated": families.gated_blocks,
+    "glu": families.glu_blocks,
     "s4": families.s4_blocks,
+}
+
+HEADS = {"linear": nnx.Linear, "plain": plain_head}
+FINAL_NORMS: dict[str, Norm | bool] = {"none": False} | {
+    name: norm for name, norm in families.NORMS.items() if name != "batch"
 }
 
 
@@ -92,12 +105,16 @@ def build_model(config: ConfigDict, task: Task) -> Callable[[jax.Array], nnx.Mod
     blocks, arguments = _look_up("model.block", BLOCKS, model.block)
     make_blocks = functools.partial(blocks, mixers, shared)
     _check_arguments("model.block", make_blocks, arguments)
+    with _section("model"):
+        head = families.named("head", model.head, HEADS)
+        final_norm = families.named("final_norm", model.final_norm, FINAL_NORMS)
     kinds: dict[str, tuple[Callable[..., nnx.Module], dict[str, Any]]] = {
         "classifier": (ssm.SequenceClassifier, {"pooling": model.pooling}),
         "language_model": (
             ssm.LanguageModel,
             {
                 "tied": model.tied,
+                "head": head,
                 "embedding_scale": model.embedding_scale,
                 "soft_cap": model.soft_cap or None,
             },
@@ -111,7 +128,7 @@ def build_model(config: ConfigDict, task: Task) -> Callable[[jax.Array], nnx.Mod
                 make_blocks(**arguments),
                 n_layers=model.n_layers,
                 d_model=model.d_model,
-                final_norm=False if model.final_norm == "none" else model.final_norm,
+                final_norm=final_norm,
                 scan_layers=model.scan_layers,
                 remat=model.remat,
                 **of_kind,
@@ -126,7 +143,7 @@ def build_model(config: ConfigDict, task: Task) -> Callable[[jax.Array], nnx.Mod
     return create
 
 
-def _mixers(model: ConfigDict, shared: Shared) -> Sequence[MakeLayer]:
+def _mixers(model: ConfigDict, shared: Shared) -> Pattern:
     """The layers of `model.mixer` that take turns; a layer of that name everywhere."""
     kind, arguments = _look_up("model.mixer", MIXERS, model.mixer)
     if not isinstance(kind, type):

@@ -250,7 +250,6 @@ def check(config: ConfigDict) -> None:
         want(f"optimizer.{key}", lambda value: 0 <= value < 1, "in [0, 1)")
     for key, names in (
         ("optimizer.schedule", ("cosine", "constant")),
-        ("model.final_norm", ("none", "layer", "rms", "gemma")),
         ("model.dtype", DTYPES),
         ("model.param_dtype", DTYPES),
     ):

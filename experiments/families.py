@@ -2,17 +2,39 @@
 
 A mixer is what mixes time, a block what surrounds it. `configs/families.py` says what a
 config holds for each, `experiments/builders.py` what they are called: a name stands for
-a layer, to be had in every block, or for a function here of layers that take turns.
+a layer, to be had in every block, or for a function here of layers that take turns,
+which may be coupled: the blocks around them then are as well.
 """
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from flax import nnx
 
 import ssm
 from ssm.blocks import Glu, Norm, S4Block
 from ssm.layers.attention import Positional
-from ssm.models import griffin, transformer
+from ssm.layers.hgru import LayerNorm
+from ssm.layers.lightning_attention import SimpleRMSNorm
+from ssm.layers.lower_bounds import Convention
+from ssm.models import griffin, hgrn, minimax, transformer, transnormer
+from ssm.models.around import around_each
 from ssm.models.stack import MakeBlock, MakeLayer, Pattern
+
+NORMS: dict[str, Norm] = {
+    "batch": "batch",
+    "gemma": "gemma",
+    "layer": "layer",
+    "layer_1e-5": LayerNorm,
+    "rms": "rms",
+    "rms_1e-5": minimax.RMSNorm,
+    "simple_rms": SimpleRMSNorm,
+}
+"""Norms by their names in a config; those without a number have an epsilon of 1e-6."""
+
+T = TypeVar("T")
+
+ACTIVATIONS = {"identity": nnx.identity, "silu": nnx.silu}
 
 
 class Shared(NamedTuple):
@@ -38,7 +60,7 @@ def hawk_mixers(
     n_blocks: int,
     conv_width: int,
     bidirectional: bool,
-) -> Sequence[MakeLayer]:
+) -> Pattern:
     """Return a recurrence for every block."""
     size = griffin.Size(
         shared.d_model,
@@ -61,7 +83,7 @@ def griffin_mixers(
     n_kv_heads: int,
     window: int,
     bidirectional: bool,
-) -> Sequence[MakeLayer]:
+) -> Pattern:
     """Return two recurrences and a local attention."""
     size = griffin.Size(
         shared.d_model,
@@ -84,7 +106,7 @@ def transformer_mixers(
     n_kv_heads: int,
     positional: Positional,
     bidirectional: bool,
-) -> Sequence[MakeLayer]:
+) -> Pattern:
     """Return an attention for every block."""
     size = transformer.Size(shared.d_model, shared.n_layers, n_heads, n_kv_heads)
     return transformer.transformer_mixers(
@@ -92,11 +114,68 @@ def transformer_mixers(
     )
 
 
-def s4_blocks(
-    mixers: Sequence[MakeLayer],
+def hgrn_mixers(
+    shared: Shared, *, convention: Convention, bidirectional: bool
+) -> Pattern:
+    """Return a complex HGRU for every block, with the bounds of all."""
+    return hgrn.hgrn_mixers(
+        shared.d_model,
+        convention=convention,
+        bidirectional=bidirectional,
+        **shared.of_recurrence(),
+    )
+
+
+def hgrn2_mixers(shared: Shared, *, n_heads: int, bidirectional: bool) -> Pattern:
+    """Return an HGRN2 for every block, with the bounds of all."""
+    mixers = hgrn.hgrn2_mixers(shared.d_model, n_heads, **shared.of_recurrence())
+    return _both_ways(mixers) if bidirectional else mixers
+
+
+def transnormer_mixers(
+    shared: Shared, *, n_heads: int, turned: bool, bidirectional: bool
+) -> Pattern:
+    """Return a lightning attention for every block, with the slopes of all."""
+    mixers = transnormer.transnormer_mixers(
+        shared.d_model,
+        shared.n_layers,
+        n_heads,
+        turned=turned,
+        **shared.of_recurrence(),
+    )
+    return _both_ways(mixers) if bidirectional else mixers
+
+
+def minimax_mixers(
     shared: Shared,
     *,
-    norm: Norm,
+    n_heads: int,
+    head_dim: int,
+    n_kv_heads: int,
+    every: int,
+    rope_fraction: float,
+    rope_theta: float,
+    bidirectional: bool,
+) -> Pattern:
+    """Return lightning attentions and a softmax attention, with the slopes of all."""
+    mixers = minimax.minimax_mixers(
+        shared.d_model,
+        n_heads,
+        head_dim=head_dim,
+        n_kv_heads=n_kv_heads,
+        every=every,
+        rope_fraction=rope_fraction,
+        rope_theta=rope_theta,
+        **shared.of_recurrence(),
+    )
+    return _both_ways(mixers) if bidirectional else mixers
+
+
+def s4_blocks(
+    mixers: Pattern,
+    shared: Shared,
+    *,
+    norm: str,
     prenorm: bool,
     glu: Glu,
     dropout: float,
@@ -107,7 +186,7 @@ def s4_blocks(
         return lambda rngs: S4Block(
             make_mixer(rngs),
             shared.d_model,
-            norm=norm,
+            norm=named("norm", norm, NORMS),
             prenorm=prenorm,
             glu=glu,
             dropout=dropout,
@@ -115,33 +194,89 @@ def s4_blocks(
             **shared.types(),
         )
 
-    return [around(make_mixer) for make_mixer in mixers]
+    return around_each(mixers, around)
 
 
 def gated_blocks(
-    mixers: Sequence[MakeLayer],
+    mixers: Pattern,
     shared: Shared,
     *,
-    norm: Norm,
+    norm: str,
     d_ff: int,
     dropout: float,
 ) -> Pattern:
-    """Return residual blocks with a gated MLP."""
+    """Return residual blocks with Griffin's gated MLP."""
     return griffin.gated_blocks(
         mixers,
         shared.d_model,
         shared.n_layers,
-        norm=norm,
+        norm=named("norm", norm, NORMS),
         d_ff=d_ff,
         dropout=dropout,
         **shared.types(),
     )
 
 
-def _both_ways(mixers: Sequence[MakeLayer]) -> Sequence[MakeLayer]:
+def glu_blocks(
+    mixers: Pattern,
+    shared: Shared,
+    *,
+    norm: str,
+    d_ff: int,
+    activation: str,
+    bias: bool,
+    dropout: float,
+) -> Pattern:
+    """Return residual blocks with the GLU of HGRN, HGRN2 and TransNormerLLM."""
+    return hgrn.glu_blocks(
+        mixers,
+        shared.d_model,
+        d_ff,
+        activation=named("activation", activation, ACTIVATIONS),
+        bias=bias,
+        norm=named("norm", norm, NORMS),
+        dropout=dropout,
+        **shared.types(),
+    )
+
+
+def expert_blocks(
+    mixers: Pattern,
+    shared: Shared,
+    *,
+    d_ff: int,
+    n_experts: int,
+    top_k: int,
+    balance_weight: float,
+) -> Pattern:
+    """Return MiniMax's residual blocks with experts."""
+    return minimax.expert_blocks(
+        mixers,
+        shared.d_model,
+        d_ff,
+        n_experts=n_experts,
+        top_k=top_k,
+        alpha=(2 * shared.n_layers) ** 0.25,
+        balance_weight=balance_weight,
+        **shared.types(),
+    )
+
+
+def named(key: str, name: str, known: Mapping[str, T]) -> T:
+    """Return what a config calls so.
+
+    Raises:
+      ValueError: it is not known.
+    """
+    if name not in known:
+        raise ValueError(f"{key}={name!r} is not one of: {', '.join(sorted(known))}")
+    return known[name]
+
+
+def _both_ways(mixers: Pattern) -> Pattern:
     """Return each as the sum of two of them, one run backwards."""
 
     def around(make: MakeLayer) -> MakeLayer:
         return lambda rngs: ssm.Bidirectional(make(rngs), make(rngs))
 
-    return [around(make) for make in mixers]
+    return around_each(mixers, around)

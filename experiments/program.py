@@ -20,6 +20,7 @@ from experiments.errors import UserError
 from experiments.evaluate import EvalStep, make_eval_step
 from experiments.tasks.base import Task
 from ssm import param_groups, param_sharding
+from ssm.layers.base import auxiliary_loss
 
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -162,8 +163,10 @@ def make_train_step(
 ) -> TrainStep:
     """Return the pure function of one update.
 
-    The loss is sum / weight over the global batch. With micro-batches both are summed
-    before the one division, so the gradient is that of the whole batch.
+    The loss is sum / weight over the global batch, plus what layers want added to it,
+    which is reported apart. With micro-batches sum and weight are added up before the
+    one division, so the gradient is that of the whole batch; what is added is then the
+    mean over micro-batches.
     """
     micro_batches = config.train.accumulate_steps
     ema_decay = config.optimizer.ema_decay
@@ -172,6 +175,10 @@ def make_train_step(
     def loss(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:
         model = nnx.merge(graphdef, params, model_state)
         loss_sum, weight, sums = task.loss(model, batch, key=key, train=True)
+        auxiliary = auxiliary_loss(model)
+        if auxiliary is not None:
+            loss_sum += auxiliary * weight
+            sums |= {"auxiliary_loss": (auxiliary * weight, weight)}
         return loss_sum, (weight, sums, split(model)[1])
 
     def gradient(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> Any:

@@ -9,6 +9,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssm.layers.base import Carry, SequenceLayer, Stepping
+from ssm.layers.mixture_of_experts import MixtureOfExperts
 
 Norm = Literal["layer", "rms", "gemma", "batch"] | Callable[..., nnx.Module]
 Glu = Literal["full", "half", "none"]
@@ -103,6 +104,11 @@ class GemmaNorm(nnx.Module):
 def wanted(mixer: SequenceLayer, per_layer: dict[str, Any]) -> dict[str, Any]:
     """What of the values that a model has for each layer this one takes."""
     return {name: per_layer[name] for name in mixer.per_layer if name in per_layer}
+
+
+def apply_mlp(mlp: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
+    """A map of each step, of which experts alone want to know if they are trained."""
+    return mlp(x, train=train) if isinstance(mlp, MixtureOfExperts) else mlp(x)
 
 
 class S4Block(Stepping, nnx.Module):
@@ -208,8 +214,8 @@ class ResidualBlock(Stepping, nnx.Module):
       dtype, param_dtype: of the norms.
 
     Dropout happens if a PRNG `key` is given, and only then. `mask` (B, T) bool and
-    `train` concern batch norm alone: where its statistics come from. Further keywords
-    go to a mixer that names them in `per_layer`.
+    `train` concern batch norm, where its statistics come from, and `train` also
+    `MixtureOfExperts`. Further keywords go to a mixer that names them in `per_layer`.
 
     Source: with the Gemma norm, De et al. 2024, Griffin (2402.19427), section 2.1.
     """
@@ -252,7 +258,8 @@ class ResidualBlock(Stepping, nnx.Module):
         v = apply_norm(self.norm, x, mask=mask, train=train)
         v, carry = self.mixer(v, carry, reset=reset, **wanted(self.mixer, per_layer))
         z = x + self._drop(v, keys[0])
-        v = self.mlp(apply_norm(self.mlp_norm, z, mask=mask, train=train))
+        v = apply_norm(self.mlp_norm, z, mask=mask, train=train)
+        v = apply_mlp(self.mlp, v, train=train)
         return z + self._drop(v, keys[1]), carry
 
     def _drop(self, v, key):

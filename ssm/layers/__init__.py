@@ -1,7 +1,7 @@
 """Sequence layers, one a file: `y, carry = layer(x, carry=None, *, reset=None)`."""
 
 from ssm.layers.attention import Attention
-from ssm.layers.base import SequenceLayer
+from ssm.layers.base import AuxiliaryLoss, SequenceLayer, auxiliary_loss
 from ssm.layers.bidirectional import Bidirectional
 from ssm.layers.block_diagonal import BlockDiagonalLinear
 from ssm.layers.causal_conv1d import CausalConv1D
@@ -24,6 +24,7 @@ __all__ = [
     "LRU",
     "RGLRU",
     "Attention",
+    "AuxiliaryLoss",
     "Bidirectional",
     "BlockDiagonalLinear",
     "CausalConv1D",
@@ -35,4 +36,5 @@ __all__ = [
     "LowerBounds",
     "MixtureOfExperts",
     "SequenceLayer",
+    "auxiliary_loss",
 ]

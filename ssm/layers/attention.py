@@ -11,6 +11,7 @@ from ssm.layers import attend
 from ssm.layers.base import (
     Carry,
     SequenceLayer,
+    check_carry,
     check_input,
     recurrence_dtype,
     refuse_carry,
@@ -135,6 +136,7 @@ class Attention(SequenceLayer):
             check_reset(reset, batch, time)
         if not self.causal and carry is not None:
             raise refuse_carry(self)
+        check_carry(self, carry, batch, max_length=_room(carry))
         if time == 0:
             return x, self.init_carry(batch, max_length=1) if carry is None else carry
         length = None if carry is None else carry["length"]
@@ -276,6 +278,12 @@ class Attention(SequenceLayer):
             "values": jnp.zeros(shape, dtype),
             "length": jnp.zeros((batch_size,), jnp.int32),
         }
+
+
+def _room(carry):
+    """How many steps a carry has room for; a carry of another layer has any number."""
+    keys = carry.get("keys") if isinstance(carry, dict) else None
+    return 1 if keys is None else keys.shape[1]
 
 
 _SMALLEST_BLOCK = 128

@@ -12,6 +12,20 @@ Carry = Any
 arrays of fixed shapes and dtypes."""
 
 
+class AuxiliaryLoss(nnx.Variable):
+    """What a layer wants added to the loss, of its last call with train=True."""
+
+
+def auxiliary_loss(model: nnx.Module) -> jax.Array | None:
+    """The sum of what layers want added to the loss; None if there are no such layers.
+
+    Read it after the call with train=True, inside the function that is differentiated;
+    it is a mean over the tokens of that call.
+    """
+    losses = jax.tree.leaves(nnx.state(model, AuxiliaryLoss))
+    return jnp.sum(jnp.stack([jnp.sum(loss) for loss in losses])) if losses else None
+
+
 class Stepping:
     """Gives a module that runs in chunks a `step`: the chunk of one time step."""
 
@@ -79,6 +93,32 @@ def check_input(layer: nnx.Module, x: jax.Array, width: int) -> None:
         raise ValueError(f"{name}: x has shape {x.shape}, wanted (B, T, {width})")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(f"{name}: x has dtype {x.dtype}, wanted real floating")
+
+
+def check_carry(
+    layer: SequenceLayer, carry: Carry, batch_size: int, max_length: int | None = None
+) -> None:
+    """Raises ValueError unless the carry is None, or such as `init_carry` makes."""
+    if carry is None:
+        return
+    wanted = jax.eval_shape(lambda: layer.init_carry(batch_size, max_length=max_length))
+    if _form(carry) != _form(wanted):
+        raise ValueError(
+            f"{type(layer).__name__}: the carry is {_form(carry)}, wanted "
+            f"{_form(wanted)}, as init_carry({batch_size}) makes it: is it of another "
+            "layer, or of another batch?"
+        )
+
+
+def _form(carry: Carry) -> Any:
+    """What tells carries apart: names, shapes, and whether complex, real or integer."""
+
+    def of_leaf(leaf: jax.Array) -> str:
+        kind = jnp.issubdtype(leaf.dtype, jnp.integer) and "int"
+        kind = kind or (jnp.issubdtype(leaf.dtype, jnp.complexfloating) and "complex")
+        return f"{kind or 'real'}{list(leaf.shape)}"
+
+    return jax.tree.map(of_leaf, carry)
 
 
 def refuse_carry(layer: nnx.Module) -> ValueError:

@@ -10,7 +10,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssm import ops
-from ssm.layers.base import Carry, SequenceLayer, check_input, recurrence_dtype
+from ssm.layers.base import (
+    Carry,
+    SequenceLayer,
+    check_carry,
+    check_input,
+    recurrence_dtype,
+)
 from ssm.layers.hgru import linear_uniform
 
 RMSNorm = functools.partial(nnx.RMSNorm, epsilon=1e-5)
@@ -50,8 +56,8 @@ class HGRN2(SequenceLayer):
       param_dtype: of the parameters.
       implementation: of the recurrence, see `ssm.ops.lightning_attention`.
 
-    Raises ValueError if x has another width, lower_bound another shape, or n_heads does
-    not divide d_model.
+    Raises ValueError if x has another width, lower_bound or a carry another shape, or
+    n_heads does not divide d_model.
 
     Source: Qin et al. 2024, HGRN2 (2404.07904), section 3.2; norm and scale as in
     released models.
@@ -72,7 +78,7 @@ class HGRN2(SequenceLayer):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
-        if d_model % n_heads:
+        if n_heads < 1 or d_model % n_heads:
             raise ValueError(
                 f"HGRN2: n_heads={n_heads}, wanted a divisor of d_model={d_model}"
             )
@@ -103,6 +109,7 @@ class HGRN2(SequenceLayer):
         lower_bound: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
         check_input(self, x, self.d_model)
+        check_carry(self, carry, x.shape[0])
         q, v = nnx.silu(self.q_proj(x)), self.i_proj(x)
         f = self.f_proj(x).astype(self.state_dtype)
         bound = self._bound(lower_bound)

@@ -13,6 +13,7 @@ from ssm import ops
 from ssm.layers.base import (
     Carry,
     SequenceLayer,
+    check_carry,
     check_input,
     document_ends,
     recurrence_dtype,
@@ -71,8 +72,8 @@ class HGRU(SequenceLayer):
       param_dtype: of the parameters; theta is float32 at least.
       implementation: of the scan, see `ssm.ops.hgrn_scan`.
 
-    Raises ValueError if x has another width, lower_bound another shape, or a carry is
-    given when bidirectional.
+    Raises ValueError if x has another width, lower_bound or a carry another shape, or a
+    carry is given when bidirectional.
 
     Source: Qin et al. 2023, HGRN (2311.04823), section 3; the real form with an RMS
     norm and without biases is that of released language models.
@@ -142,6 +143,7 @@ class HGRU(SequenceLayer):
         check_input(self, x, self.d_model)
         if not self.causal and carry is not None:
             raise refuse_carry(self)
+        check_carry(self, carry, x.shape[0])
         scan = functools.partial(self.scan, *self.inputs(x), lower_bound)
         h, carry = scan(theta=self.phase(), h0=carry, reset=reset)
         if not self.causal:
@@ -152,11 +154,13 @@ class HGRU(SequenceLayer):
 
     def inputs(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What goes into the recurrence: c, and the forget gate before its sigmoid."""
-        c = nnx.silu(self.input_proj(x))
-        if not self.real:
-            pairs = c.reshape(*c.shape[:-1], -1, 2).astype(self.state_dtype)
-            c = jax.lax.complex(pairs[..., 0], pairs[..., 1])
-        return c, self.lambda_proj(x)
+        if self.real:
+            return nnx.silu(self.input_proj(x)), self.lambda_proj(x)
+        # The kernel's columns are sorted, not the channels, of which there are more.
+        graphdef, params = nnx.split(self.input_proj)
+        sorted_proj = nnx.merge(graphdef, jax.tree.map(_real_then_imaginary, params))
+        c = nnx.silu(sorted_proj(x)).astype(self.state_dtype)
+        return jax.lax.complex(*jnp.split(c, 2, axis=-1)), self.lambda_proj(x)
 
     def scan(
         self, c: jax.Array, f: jax.Array, lower_bound: jax.Array | None, **options: Any
@@ -193,6 +197,12 @@ class HGRU(SequenceLayer):
             raise refuse_carry(self)
         dtype = self.state_dtype if self.real else _complex(self.state_dtype)
         return jnp.zeros((batch_size, self.d_model), dtype)
+
+
+def _real_then_imaginary(array):
+    """Sorts a last axis on which the two alternate."""
+    pairs = array.reshape(*array.shape[:-1], -1, 2)
+    return jnp.concatenate([pairs[..., 0], pairs[..., 1]], axis=-1)
 
 
 def uniform_bias(d_in: int) -> nnx.Initializer:

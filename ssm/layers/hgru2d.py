@@ -42,6 +42,8 @@ class HGRU2D(HGRU):
     """
 
     def __init__(self, d_model: int, *, height: int | None = None, **options: Any):
+        if height is not None and height < 1:
+            raise ValueError(f"HGRU2D: height={height}, wanted at least 1, or None")
         super().__init__(d_model, bidirectional=True, **options)
         self.height = height
 
@@ -77,6 +79,8 @@ class HGRU2D(HGRU):
     def _sides(self, time):
         height = math.isqrt(time) if self.height is None else self.height
         if height == 0 or time % height or (self.height is None and height**2 != time):
-            wanted = "a square" if self.height is None else f"a multiple of {height}"
+            wanted = f"a multiple of height={height}"
+            if self.height is None:
+                wanted = "a square number of them, or a height for the layer"
             raise ValueError(f"HGRU2D: x has {time} steps, wanted {wanted}")
         return height, time // height

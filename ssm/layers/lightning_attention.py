@@ -11,7 +11,13 @@ from jax.typing import DTypeLike
 
 from ssm import initializers, ops
 from ssm.layers import attend
-from ssm.layers.base import Carry, SequenceLayer, check_input, recurrence_dtype
+from ssm.layers.base import (
+    Carry,
+    SequenceLayer,
+    check_carry,
+    check_input,
+    recurrence_dtype,
+)
 from ssm.ops.checks import check_reset
 
 SimpleRMSNorm = functools.partial(nnx.RMSNorm, use_scale=False)
@@ -72,8 +78,8 @@ class LightningAttention(SequenceLayer):
       param_dtype: of the parameters; theta is float32 at least.
       implementation: of the recurrence, see `ssm.ops.lightning_attention`.
 
-    Raises ValueError if x has another width, slopes another shape, or n_heads does not
-    divide d_model and there is no head_dim.
+    Raises ValueError if x has another width, slopes or a carry another shape, or
+    n_heads does not divide d_model and there is no head_dim.
 
     Source: Qin et al. 2024, TransNormerLLM (2307.14995), section 3, and Lightning
     Attention-2 (2401.04658); MiniMax 2025 (2501.08313), section 2.2.
@@ -103,7 +109,7 @@ class LightningAttention(SequenceLayer):
         rngs: nnx.Rngs,
     ):
         if head_dim is None:
-            if d_model % n_heads:
+            if n_heads < 1 or d_model % n_heads:
                 raise ValueError(
                     f"LightningAttention: n_heads={n_heads} does not divide "
                     f"d_model={d_model}; wanted a divisor, or a head_dim"
@@ -152,6 +158,7 @@ class LightningAttention(SequenceLayer):
         slopes: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
         check_input(self, x, self.d_model)
+        check_carry(self, carry, x.shape[0])
         q, k = self.activation(self.query(x)), self.activation(self.key(x))
         v = self.activation(self.value(x)) if self.activate_value else self.value(x)
         q, k, v = (

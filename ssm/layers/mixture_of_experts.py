@@ -9,6 +9,8 @@ from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 from jax.typing import DTypeLike
 
+from ssm.layers.base import AuxiliaryLoss
+
 
 class MixtureOfExperts(nnx.Module):
     """The weighted sum of the `top_k` most probable of E gated MLPs.
@@ -20,15 +22,16 @@ class MixtureOfExperts(nnx.Module):
     experts are computed for all tokens, E / top_k times the arithmetic of those chosen:
     right for small models, and the reference for anything faster.
 
-    With `balance_weight`, gradients are those of the loss plus balance_weight times
+    With `balance_weight` a call with train=True leaves an `AuxiliaryLoss` behind,
+    balance_weight times
 
         balance_loss = E sum_e f_e P_e
 
     where f_e is how many of a token's top_k are expert e, and P_e its probability, both
-    averaged over all tokens of the call. At its least, where all are alike, it is
-    top_k. It is for training alone and appears in gradients alone: the outputs, and
-    with them the loss that is reported, are the same. A loss that is scaled, or is a
-    sum over devices, leaves this term as it is.
+    averaged over all tokens of the call. Where all experts are alike it is top_k. What
+    trains the layer adds it to the loss, see `auxiliary_loss`.
+
+        y = experts(x, *, train=False)
 
     Shapes: x (..., d_model) -> y (..., d_model). It looks at one step at a time.
 
@@ -86,9 +89,15 @@ class MixtureOfExperts(nnx.Module):
         self.gate = normal(d_model, d_ff, in_variance)
         self.up = normal(d_model, d_ff, in_variance)
         self.down = normal(d_ff, d_model, out_variance)
+        if balance_weight:
+            wide = jnp.promote_types(param_dtype, jnp.float32)
+            self.balance = AuxiliaryLoss(jnp.zeros((), wide))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         p, chosen = self.route(x)
+        if train and self.balance_weight:
+            loss = self.balance_weight * balance_loss(p, chosen)
+            self.balance[...] = loss.astype(self.balance.dtype)
         w = jnp.where(chosen, p, 0)
         w = w / jnp.sum(w, axis=-1, keepdims=True)
         inputs = x, self.gate[...], self.up[...], self.down[...]
@@ -96,10 +105,7 @@ class MixtureOfExperts(nnx.Module):
         hidden = self.activation(jnp.einsum("...d,edf->...ef", x, gate))
         hidden = hidden * jnp.einsum("...d,edf->...ef", x, up)
         hidden = hidden * w.astype(x.dtype)[..., None]
-        y = jnp.einsum("...ef,efd->...d", hidden, down)
-        if self.balance_weight == 0:
-            return y
-        return _with_loss(y, self.balance_weight * balance_loss(p, chosen))
+        return jnp.einsum("...ef,efd->...d", hidden, down)
 
     def route(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The probability of each expert, and whether it is chosen, (..., E)."""
@@ -121,20 +127,3 @@ def balance_loss(p: jax.Array, chosen: jax.Array) -> jax.Array:
     tokens = tuple(range(p.ndim - 1))
     often = jnp.mean(chosen, axis=tokens, dtype=p.dtype)
     return p.shape[-1] * jnp.sum(often * jnp.mean(p, axis=tokens))
-
-
-@jax.custom_vjp
-def _with_loss(y, loss):
-    """y, of which any gradient is taken as if `loss` were added to the result."""
-    return y
-
-
-def _with_loss_forward(y, loss):
-    return y, jnp.ones_like(loss)
-
-
-def _with_loss_backward(one, cotangent):
-    return cotangent, one
-
-
-_with_loss.defvjp(_with_loss_forward, _with_loss_backward)

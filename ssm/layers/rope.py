@@ -22,7 +22,7 @@ def rotate(
     Source: Su et al. 2021 (2104.09864), in the layout of GPT-NeoX; a fraction of 1/2 in
     Griffin (2402.19427).
     """
-    turned = int(fraction * x.shape[-1])
+    turned = channels_turned(fraction, x.shape[-1])
     if turned % 2 or not 0 <= fraction <= 1:
         raise ValueError(
             f"rope: a fraction of {fraction} of {x.shape[-1]} channels is {turned}, "
@@ -38,3 +38,8 @@ def rotate(
     u, v = u.astype(dtype), v.astype(dtype)
     u, v = u * cos - v * sin, v * cos + u * sin
     return jnp.concatenate([u.astype(x.dtype), v.astype(x.dtype), rest], axis=-1)
+
+
+def channels_turned(fraction: float, width: int) -> int:
+    """How many of `width` channels a fraction of them is, rounded down."""
+    return int(fraction * width + 1e-6)  # 60 / 88 * 88 is a little less than 60

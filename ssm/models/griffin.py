@@ -1,6 +1,6 @@
 """Hawk, Griffin and RecurrentGemma as language models, in their published sizes."""
 
-from collections.abc import Sequence
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,10 +8,11 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssm.blocks import Norm, ResidualBlock
+from ssm.blocks import Norm
 from ssm.layers import GatedMLP, GriffinRecurrence, LocalAttention
+from ssm.models.around import residual_blocks
 from ssm.models.language_model import LanguageModel
-from ssm.models.stack import MakeBlock, MakeLayer
+from ssm.models.stack import MakeLayer, Pattern
 
 
 class Size(NamedTuple):
@@ -227,7 +228,7 @@ def griffin_mixers(
 
 
 def gated_blocks(
-    mixers: Sequence[MakeLayer],
+    mixers: Pattern,
     d_model: int,
     n_layers: int,
     *,
@@ -236,11 +237,11 @@ def gated_blocks(
     dropout: float = 0.0,
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
-) -> tuple[MakeBlock, ...]:
+) -> Pattern:
     """Griffin's residual block around each of `mixers`: what a `Stack` is made of.
 
     Args:
-      mixers: take turns, in the order of the layers.
+      mixers: take turns, in the order of the layers; may be coupled.
       d_model, n_layers: of the whole model; both scale the initial values.
       d_ff: width inside the gated MLP; None is 3 d_model.
       norm, dropout: see `ResidualBlock`.
@@ -251,23 +252,14 @@ def gated_blocks(
     """
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
 
-    def around(make_mixer: MakeLayer) -> MakeBlock:
-        def make_block(rngs: nnx.Rngs) -> ResidualBlock:
-            mixer = make_mixer(rngs)
-            # The released code counts the axis that holds gate and up as inputs too:
-            # 1 / (2 D).
-            mlp = GatedMLP(
-                d_model,
-                3 * d_model if d_ff is None else d_ff,
-                in_variance=0.5,
-                out_variance=2 / n_layers,
-                rngs=rngs,
-                **types,
-            )
-            return ResidualBlock(
-                mixer, mlp, d_model, norm=norm, dropout=dropout, rngs=rngs, **types
-            )
-
-        return make_block
-
-    return tuple(around(make_mixer) for make_mixer in mixers)
+    make_mlp = functools.partial(
+        GatedMLP,
+        d_model,
+        3 * d_model if d_ff is None else d_ff,
+        in_variance=0.5,  # released code counts the axis of gate and up as inputs too
+        out_variance=2 / n_layers,
+        **types,
+    )
+    return residual_blocks(
+        mixers, make_mlp, d_model, norm=norm, dropout=dropout, **types
+    )

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssm.blocks import Norm, ResidualBlock
+from ssm.blocks import Norm
 from ssm.layers import HGRN2, HGRU, GatedMLP, LowerBounds
-from ssm.layers.base import SequenceLayer
 from ssm.layers.hgru import LayerNorm
 from ssm.layers.lower_bounds import Convention
+from ssm.models.around import residual_blocks
 from ssm.models.language_model import LanguageModel
-from ssm.models.stack import Coupled, MakeBlock
+from ssm.models.stack import Coupled, Pattern
 
 
 class Size(NamedTuple):
@@ -116,10 +116,16 @@ def hgrn_released(
 
     Source: Qin et al. 2023, HGRN (2311.04823), as in flash-linear-attention.
     """
-    mixer = functools.partial(
-        HGRU, size.d_model, real=True, bias=False, norm=nnx.RMSNorm
+    mixers = functools.partial(
+        hgrn_mixers,
+        size.d_model,
+        convention="shifted",
+        real=True,
+        bias=False,
+        norm=nnx.RMSNorm,
+        kernel_init=released_init,
     )
-    return _released(size, mixer, vocab_size, rngs, **options)
+    return _released(size, mixers, vocab_size, rngs, **options)
 
 
 def hgrn2(
@@ -132,8 +138,8 @@ def hgrn2(
 
     Source: Qin et al. 2024, HGRN2 (2404.07904), as in flash-linear-attention.
     """
-    mixer = functools.partial(HGRN2, size.d_model, size.n_heads)
-    return _released(size, mixer, vocab_size, rngs, **options)
+    mixers = functools.partial(hgrn2_mixers, size.d_model, size.n_heads)
+    return _released(size, mixers, vocab_size, rngs, **options)
 
 
 def hgrn_blocks(
@@ -147,7 +153,7 @@ def hgrn_blocks(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
     implementation: str | None = None,
-) -> Coupled:
+) -> Pattern:
     """The paper's blocks, with their bounds: what a `Stack` is made of.
 
     As they stand they are those for Long Range Arena, with bidirectional=True and
@@ -155,38 +161,111 @@ def hgrn_blocks(
 
     Args:
       size: widths and depth.
-      bidirectional: see `HGRU`; each direction has a phase of its own.
-      convention: of the bounds, see `LowerBounds`.
-      activation: inside the GLU.
-      norm, dropout: see `ResidualBlock`.
+      bidirectional, convention: see `hgrn_mixers`.
+      activation, norm, dropout: see `glu_blocks`.
       dtype, param_dtype, implementation: see `hgrn`.
 
     Source: Qin et al. 2023, HGRN (2311.04823), section 3.
     """
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    mixers = hgrn_mixers(
+        size.d_model,
+        bidirectional=bidirectional,
+        convention=convention,
+        implementation=implementation,
+        **types,
+    )
+    return glu_blocks(
+        mixers,
+        size.d_model,
+        size.d_ff,
+        activation=activation,
+        norm=norm,
+        dropout=dropout,
+        **types,
+    )
 
-    def mixer(rngs):
-        return HGRU(
-            size.d_model,
-            bidirectional=bidirectional,
-            implementation=implementation,
+
+def hgrn_mixers(
+    d_model: int,
+    *,
+    convention: Convention,
+    param_dtype: DTypeLike = jnp.float32,
+    **options: Any,
+) -> Coupled:
+    """An `HGRU` in every layer, with the bounds of all: what blocks are put around.
+
+    Args: `convention` is that of `LowerBounds`, the others are those of `HGRU`.
+    """
+
+    def mixer(rngs: nnx.Rngs) -> HGRU:
+        return HGRU(d_model, param_dtype=param_dtype, rngs=rngs, **options)
+
+    return Coupled((mixer,), bounds(d_model, convention, param_dtype))
+
+
+def hgrn2_mixers(
+    d_model: int,
+    n_heads: int,
+    *,
+    param_dtype: DTypeLike = jnp.float32,
+    **options: Any,
+) -> Coupled:
+    """An `HGRN2` in every layer, drawn as in released code; else as `hgrn_mixers`.
+
+    Args: those of `HGRN2`.
+    """
+
+    def mixer(rngs: nnx.Rngs) -> HGRN2:
+        return HGRN2(
+            d_model,
+            n_heads,
+            kernel_init=released_init,
+            param_dtype=param_dtype,
             rngs=rngs,
-            **types,
+            **options,
         )
 
-    def mlp(rngs):
-        return GatedMLP(
-            size.d_model,
-            size.d_ff,
-            activation=activation,
-            in_variance=1 / 3,  # the published draws are uniform, of this variance
-            out_variance=1 / 3,
-            rngs=rngs,
-            **types,
-        )
+    return Coupled((mixer,), bounds(d_model, "shifted", param_dtype))
 
-    block = _around(mixer, mlp, size, norm=norm, dropout=dropout, **types)
-    return Coupled(block, bounds(size.d_model, convention, param_dtype))
+
+def glu_blocks(
+    mixers: Pattern,
+    d_model: int,
+    d_ff: int,
+    *,
+    activation: Callable[[jax.Array], jax.Array] = nnx.silu,
+    bias: bool = True,
+    norm: Norm = LayerNorm,
+    dropout: float = 0.0,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+) -> Pattern:
+    """Residual blocks with a GLU around `mixers`: what a `Stack` is made of.
+
+    Args:
+      mixers: take turns, in the order of the layers; may be coupled.
+      d_model, d_ff: widths outside and inside the GLU.
+      activation: of its gate.
+      bias: whether it has biases. With them its kernels have the variance of the
+        paper's uniform draws, without them the deviation 0.02 of released models.
+      norm, dropout: see `ResidualBlock`.
+      dtype, param_dtype: of the computation and of the parameters.
+    """
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    make_mlp = functools.partial(
+        GatedMLP,
+        d_model,
+        d_ff,
+        activation=activation,
+        bias=bias,
+        in_variance=1 / 3 if bias else 4e-4 * d_model,
+        out_variance=1 / 3 if bias else 4e-4 * d_ff,
+        **types,
+    )
+    return residual_blocks(
+        mixers, make_mlp, d_model, norm=norm, dropout=dropout, **types
+    )
 
 
 def bounds(
@@ -204,7 +283,7 @@ def bounds(
 
 def _released(
     size: Size,
-    make_mixer: Callable[..., SequenceLayer],
+    mixers: Callable[..., Coupled],
     vocab_size: int,
     rngs: nnx.Rngs,
     *,
@@ -215,21 +294,16 @@ def _released(
     implementation: str | None = None,
 ) -> LanguageModel:
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-
-    def mixer(rngs):
-        init = {"kernel_init": released_init, "implementation": implementation}
-        return make_mixer(rngs=rngs, **init, **types)
-
-    block = _around(
-        mixer,
-        lambda rngs: swiglu(size.d_model, size.d_ff, rngs=rngs, **types),
-        size,
+    blocks = glu_blocks(
+        mixers(implementation=implementation, **types),
+        size.d_model,
+        size.d_ff,
+        bias=False,
         norm="rms",
-        dropout=0.0,
         **types,
     )
     return LanguageModel(
-        Coupled(block, bounds(size.d_model, "shifted", param_dtype)),
+        blocks,
         n_layers=size.n_layers,
         d_model=size.d_model,
         vocab_size=vocab_size,
@@ -242,31 +316,5 @@ def _released(
     )
 
 
-def swiglu(d_model: int, d_ff: int, **options: Any) -> GatedMLP:
-    """A GLU with silu and without biases, drawn with a deviation of 0.02."""
-    return GatedMLP(
-        d_model,
-        d_ff,
-        activation=nnx.silu,
-        bias=False,
-        in_variance=4e-4 * d_model,
-        out_variance=4e-4 * d_ff,
-        **options,
-    )
-
-
 plain_head = functools.partial(nnx.Linear, use_bias=False, kernel_init=released_init)
 """An output map without biases, drawn with a deviation of 0.02."""
-
-
-def _around(
-    make_mixer: Callable[[nnx.Rngs], SequenceLayer],
-    make_mlp: Callable[[nnx.Rngs], nnx.Module],
-    size: Size,
-    **options: Any,
-) -> MakeBlock:
-    def make_block(rngs: nnx.Rngs) -> ResidualBlock:
-        mixer, mlp = make_mixer(rngs), make_mlp(rngs)
-        return ResidualBlock(mixer, mlp, size.d_model, rngs=rngs, **options)
-
-    return make_block

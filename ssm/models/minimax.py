@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssm.blocks import make_norm, wanted
+from ssm.blocks import apply_mlp, make_norm, wanted
 from ssm.layers import Attention, DecaySlopes, LightningAttention, MixtureOfExperts
 from ssm.layers.base import Carry, SequenceLayer, Stepping
+from ssm.models.around import around_each
 from ssm.models.hgrn import plain_head
 from ssm.models.language_model import LanguageModel
-from ssm.models.stack import Coupled, MakeBlock
+from ssm.models.stack import Coupled, MakeBlock, MakeLayer, Pattern
 
 RMSNorm = functools.partial(nnx.RMSNorm, epsilon=1e-5)
 """That of the blocks; the one inside the lightning attention has 1e-6."""
@@ -100,7 +101,7 @@ class MiniMaxBlock(Stepping, nnx.Module):
         own = wanted(self.mixer, per_layer)
         z, carry = self.mixer(u, carry, reset=reset, **own)
         v = self.mlp_norm(self.alpha * u + z)
-        return self.alpha * v + self.mlp(v), carry
+        return self.alpha * v + apply_mlp(self.mlp, v, train=train), carry
 
     def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:
         return self.mixer.init_carry(batch_size, max_length=max_length)
@@ -176,19 +177,59 @@ def minimax_blocks(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
     implementation: str | None = None,
-) -> Coupled:
+) -> Pattern:
     """The blocks in turn, with the slopes of their layers: what a `Stack` is made of.
 
     Args: those of `minimax`.
     """
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-    alpha = (2 * size.n_layers) ** 0.25 if alpha is None else alpha
+    mixers = minimax_mixers(
+        size.d_model,
+        size.n_heads,
+        head_dim=size.head_dim,
+        n_kv_heads=size.n_kv_heads,
+        every=size.every,
+        rope_fraction=rope_fraction,
+        rope_theta=rope_theta,
+        implementation=implementation,
+        **types,
+    )
+    return expert_blocks(
+        mixers,
+        size.d_model,
+        size.d_ff,
+        n_experts=size.n_experts,
+        top_k=size.top_k,
+        alpha=(2 * size.n_layers) ** 0.25 if alpha is None else alpha,
+        balance_weight=balance_weight,
+        **types,
+    )
 
-    def lightning(rngs):
+
+def minimax_mixers(
+    d_model: int,
+    n_heads: int,
+    *,
+    head_dim: int,
+    n_kv_heads: int,
+    every: int,
+    rope_fraction: float = 0.5,
+    rope_theta: float = 1e7,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    implementation: str | None = None,
+) -> Coupled:
+    """The attentions in turn, with the slopes of all layers.
+
+    Args: those of `Size` and of `minimax`.
+    """
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+
+    def lightning(rngs: nnx.Rngs) -> SequenceLayer:
         return LightningAttention(
-            size.d_model,
-            size.n_heads,
-            head_dim=size.head_dim,
+            d_model,
+            n_heads,
+            head_dim=head_dim,
             activate_value=True,
             gate_activation=nnx.sigmoid,
             norm=nnx.RMSNorm,
@@ -197,38 +238,60 @@ def minimax_blocks(
             **types,
         )
 
-    def softmax(rngs):
+    def softmax(rngs: nnx.Rngs) -> SequenceLayer:
         return Attention(
-            size.d_model,
-            size.n_heads,
-            n_kv_heads=size.n_kv_heads,
-            head_dim=size.head_dim,
+            d_model,
+            n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
             rope_fraction=rope_fraction,
             rope_theta=rope_theta,
             rngs=rngs,
             **types,
         )
 
-    def around(make_mixer: Callable[[nnx.Rngs], SequenceLayer]) -> MakeBlock:
+    def slopes(n_layers: int, rngs: nnx.Rngs) -> DecaySlopes:
+        return DecaySlopes(n_layers, n_heads, kind="minimax")
+
+    return Coupled((*(lightning,) * (every - 1), softmax), slopes)
+
+
+def expert_blocks(
+    mixers: Pattern,
+    d_model: int,
+    d_ff: int,
+    *,
+    n_experts: int,
+    top_k: int,
+    alpha: float,
+    balance_weight: float = 0.0,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+) -> Pattern:
+    """A `MiniMaxBlock` with experts around each of `mixers`.
+
+    Args:
+      mixers: take turns, in the order of the layers; may be coupled.
+      d_model, d_ff, n_experts, top_k, balance_weight: see `MixtureOfExperts`.
+      alpha: of `MiniMaxBlock`.
+      dtype, param_dtype: of the computation and of the parameters.
+    """
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+
+    def around(make_mixer: MakeLayer) -> MakeBlock:
         def make_block(rngs: nnx.Rngs) -> MiniMaxBlock:
             mixer = make_mixer(rngs)
             mlp = MixtureOfExperts(
-                size.d_model,
-                size.d_ff,
-                n_experts=size.n_experts,
-                top_k=size.top_k,
+                d_model,
+                d_ff,
+                n_experts=n_experts,
+                top_k=top_k,
                 balance_weight=balance_weight,
                 rngs=rngs,
                 **types,
             )
-            return MiniMaxBlock(
-                mixer, mlp, size.d_model, alpha=alpha, rngs=rngs, **types
-            )
+            return MiniMaxBlock(mixer, mlp, d_model, alpha=alpha, rngs=rngs, **types)
 
         return make_block
 
-    def slopes(n_layers: int, rngs: nnx.Rngs) -> DecaySlopes:
-        return DecaySlopes(n_layers, size.n_heads, kind="minimax")
-
-    pattern = (*(around(lightning),) * (size.every - 1), around(softmax))
-    return Coupled(pattern, slopes)
+    return around_each(mixers, around)

@@ -132,11 +132,11 @@ class Stack(Stepping, nnx.Module):
             return {name: value[layers] for name, value in coupling.items()}
 
         def apply(graphdef, params, statistics, x, carry, key, given):
-            """One block as a pure function; its batch statistics go in and come out."""
+            """One block as a pure function; what is not trained goes in and out."""
             block = nnx.merge(graphdef, params, statistics)
             options = {"key": key, "mask": mask, "train": train} | given
             x, carry = block(x, carry, reset=reset, **options)
-            return constrain(x, "btd"), carry, nnx.state(block, nnx.BatchStat)
+            return constrain(x, "btd"), carry, nnx.state(block, nnx.Not(nnx.Param))
 
         def remat(prevent_cse):
             if not self.remat:
@@ -150,7 +150,8 @@ class Stack(Stepping, nnx.Module):
                 block_key = None if keys is None else keys[i]
                 own = x, before, block_key, coupled(first + i)
                 x, after, statistics = run(*_parts(block), *own)
-                nnx.update(block, statistics)
+                if train:
+                    nnx.update(block, statistics)
                 carries.append(after)
             return x, tuple(carries)
 
@@ -175,7 +176,8 @@ class Stack(Stepping, nnx.Module):
             layers = (params, statistics, carry or nothing, keys or nothing, given)
             x, outputs = jax.lax.scan(one_round, x, layers)
             for block, (_, after) in zip(blocks, outputs, strict=True):
-                nnx.update(block, after)
+                if train:
+                    nnx.update(block, after)
             return x, tuple(carry for carry, _ in outputs)
 
         if not self.scan_layers:
@@ -217,6 +219,6 @@ class Stack(Stepping, nnx.Module):
 
 
 def _parts(module: nnx.Module) -> tuple[Any, Any, Any]:
-    """The graph, the parameters and the batch statistics of a module."""
+    """The graph of a module, its parameters, and all else, as batch statistics."""
     graphdef, params, *rest = nnx.split(module, nnx.Param, ...)
     return graphdef, params, rest[0]

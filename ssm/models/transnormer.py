@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssm.blocks import ResidualBlock
-from ssm.layers import DecaySlopes, GatedMLP, LightningAttention
+from ssm.layers import DecaySlopes, LightningAttention
 from ssm.layers.lightning_attention import SimpleRMSNorm
+from ssm.models.hgrn import glu_blocks
 from ssm.models.language_model import LanguageModel
-from ssm.models.stack import Coupled, MakeBlock
+from ssm.models.stack import Coupled, MakeLayer, Pattern
 
 
 class Size(NamedTuple):
@@ -102,49 +102,62 @@ def transnormer_blocks(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike = jnp.float32,
     implementation: str | None = None,
-) -> Coupled:
+) -> Pattern:
     """The blocks of a TransNormerLLM with their slopes: what a `Stack` is made of.
 
     Args: those of `transnormer`; dropout is that of `ResidualBlock`.
     """
     types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+    mixers = transnormer_mixers(
+        size.d_model,
+        size.n_layers,
+        size.n_heads,
+        turned=turned,
+        implementation=implementation,
+        **types,
+    )
+    return glu_blocks(
+        mixers,
+        size.d_model,
+        size.d_ff,
+        activation=nnx.identity,
+        bias=False,
+        norm=SimpleRMSNorm,
+        dropout=dropout,
+        **types,
+    )
 
-    def builder(turned: bool) -> MakeBlock:
-        def make_block(rngs: nnx.Rngs) -> ResidualBlock:
-            mixer = LightningAttention(
-                size.d_model,
-                size.n_heads,
-                turned=turned,
-                kernel_init=nnx.initializers.normal(0.02),
-                implementation=implementation,
-                rngs=rngs,
-                **types,
-            )
-            mlp = GatedMLP(
-                size.d_model,
-                size.d_ff,
-                activation=nnx.identity,
-                bias=False,
-                in_variance=4e-4 * size.d_model,  # a deviation of 0.02
-                out_variance=4e-4 * size.d_ff,
-                rngs=rngs,
-                **types,
-            )
-            return ResidualBlock(
-                mixer,
-                mlp,
-                size.d_model,
-                norm=SimpleRMSNorm,
-                dropout=dropout,
-                rngs=rngs,
-                **types,
-            )
 
-        return make_block
+def transnormer_mixers(
+    d_model: int,
+    n_layers: int,
+    n_heads: int,
+    *,
+    turned: bool = True,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike = jnp.float32,
+    implementation: str | None = None,
+) -> Coupled:
+    """The attention of every layer, with the slopes of all: what blocks are put around.
+
+    Args: sizes, and those of `transnormer`.
+    """
+
+    def builder(turned: bool) -> MakeLayer:
+        return lambda rngs: LightningAttention(
+            d_model,
+            n_heads,
+            turned=turned,
+            kernel_init=nnx.initializers.normal(0.02),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            implementation=implementation,
+            rngs=rngs,
+        )
 
     first, rest = builder(turned), builder(False)
-    pattern = (first, *(rest,) * (size.n_layers - 1)) if turned else (rest,)
-    return Coupled(pattern, slopes(size.n_heads))
+    pattern = (first, *(rest,) * (n_layers - 1)) if turned else (rest,)
+    return Coupled(pattern, slopes(n_heads))
 
 
 def slopes(n_heads: int) -> Callable[[int, nnx.Rngs], DecaySlopes]:

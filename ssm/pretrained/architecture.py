@@ -18,11 +18,17 @@ class Architecture(abc.ABC):
       model_type: the kind's name in `config.json`.
       parts: what blocks of this kind consist of.
       copies: tensors that files may also have -> those that they repeat.
+      made_anew: how the names of tensors end that files may also have, and that a model
+        makes of its configuration.
+      indifferent: keys of `config.json` that change nothing that a model computes,
+        besides those of `hub_config.INDIFFERENT`.
     """
 
     model_type: ClassVar[str]
     parts: ClassVar[tuple[type, ...]]
-    copies: ClassVar[Mapping[str, str]]
+    copies: ClassVar[Mapping[str, str]] = {}
+    made_anew: ClassVar[tuple[str, ...]] = ()
+    indifferent: ClassVar[frozenset[str]] = frozenset()
 
     @abc.abstractmethod
     def build(self, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Module:
@@ -36,7 +42,10 @@ class Architecture(abc.ABC):
     @classmethod
     @abc.abstractmethod
     def from_hub(cls, config: HubConfig) -> Self:
-        """Reads a `config.json`; ValueError for what is not implemented."""
+        """Reads a `config.json`; ValueError for what is not implemented.
+
+        A key that this does not look at is refused, if it is not an indifferent one.
+        """
 
     @abc.abstractmethod
     def to_hub(self) -> dict[str, Any]:

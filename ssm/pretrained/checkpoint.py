@@ -12,12 +12,18 @@ from jax.typing import DTypeLike
 from ssm.pretrained import hub_directory, weights
 from ssm.pretrained.architecture import Architecture
 from ssm.pretrained.describe import describe
-from ssm.pretrained.hub_config import HubConfig
+from ssm.pretrained.hgrn import HGRN
+from ssm.pretrained.hgrn2 import HGRN2
+from ssm.pretrained.hub_config import INDIFFERENT, HubConfig
+from ssm.pretrained.minimax import MiniMax
 from ssm.pretrained.recurrent_gemma import RecurrentGemma
 from ssm.pretrained.safetensors import Tensor
 
 ARCHITECTURES: dict[str, type[Architecture]] = {
     "RecurrentGemmaForCausalLM": RecurrentGemma,
+    "HGRNForCausalLM": HGRN,
+    "HGRN2ForCausalLM": HGRN2,
+    "MiniMaxForCausalLM": MiniMax,
 }
 """By their names on the hub."""
 
@@ -27,8 +33,8 @@ def load(directory: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -
 
     Tensors are read one by one, each straight to its dtype and to the devices: under a
     mesh (`with jax.set_mesh(mesh):`) by `ssm.param_sharding`, else to the default one.
-    Besides the model the host holds copies of one tensor at a time, of the largest when
-    it has none of the others; random values are never drawn.
+    Besides the model the host holds copies of one parameter at a time, of the largest
+    when it has none of the others; random values are never drawn.
 
     Args:
       directory: with config.json and safetensors files.
@@ -45,8 +51,12 @@ def load(directory: str | os.PathLike[str], *, dtype: DTypeLike | None = None) -
         another shape or of a dtype that no parameter can have.
     """
     directory = Path(directory)
-    config = _configuration(hub_directory.read_config(directory))
-    tensors = hub_directory.find_tensors(directory)
+    config = configuration(hub_directory.read_config(directory))
+    tensors = {
+        name: tensor
+        for name, tensor in hub_directory.find_tensors(directory).items()
+        if not name.endswith(config.made_anew)
+    }
     for copy, original in config.copies.items():
         if copy in tensors and original in tensors:
             _check_copy(tensors, copy, original, directory)
@@ -108,12 +118,15 @@ def from_flax(
     return weights.assemble(config, config.flax_names(), tensors, dtype, "the tree")
 
 
-def _configuration(config: HubConfig) -> Architecture:
-    names = config.values.get("architectures") or []
-    kind = config.values.get("model_type")
+def configuration(config: HubConfig) -> Architecture:
+    """What a `config.json` describes; ValueError for what `load` cannot do."""
+    names = config.get("architectures") or []
+    kind = config.get("model_type")
     for name, architecture in ARCHITECTURES.items():
         if name in names or (not names and architecture.model_type == kind):
-            return architecture.from_hub(config)
+            read = architecture.from_hub(config)
+            config.refuse_others(INDIFFERENT | architecture.indifferent)
+            return read
     raise ValueError(
         f"{config.where}: unknown architecture {', '.join(names) or kind}; known are "
         f"{', '.join(ARCHITECTURES)}"

@@ -10,7 +10,14 @@ from ssm.pretrained.architecture import Architecture
 from ssm.pretrained.weights import abstract, flat_params
 
 # What changes how a model is computed or trained, not what it computes.
-INDIFFERENT = ("dtype", "param_dtype", "implementation", "remat", "rate")
+INDIFFERENT = (
+    "dtype",
+    "param_dtype",
+    "implementation",
+    "remat",
+    "rate",
+    "balance_weight",
+)
 
 
 def describe(model: nnx.Module, architectures: Collection[type[Architecture]]) -> Any:

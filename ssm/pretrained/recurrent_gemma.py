@@ -16,7 +16,7 @@ from ssm.layers import GatedMLP, GriffinRecurrence, LocalAttention
 from ssm.models import LanguageModel, griffin
 from ssm.pretrained.architecture import Architecture
 from ssm.pretrained.hub_config import HubConfig
-from ssm.pretrained.names import Name, Table, part_of, prefixed, transposed
+from ssm.pretrained.names import Name, Table, linear, part_of, prefixed
 
 PATTERN = ("recurrent", "recurrent", "attention")
 # What transformers lets one choose and all released models have alike.
@@ -62,6 +62,9 @@ class RecurrentGemma(Architecture):
         nnx.Dropout,
     )
     copies: ClassVar = {"lm_head.weight": "model.embed_tokens.weight"}
+    indifferent: ClassVar = frozenset(
+        ("final_w_init_variance_scale", "w_init_variance_scale")
+    )
 
     def build(self, dtype: DTypeLike, rngs: nnx.Rngs) -> LanguageModel:
         return griffin.griffin(
@@ -112,13 +115,14 @@ class RecurrentGemma(Architecture):
         were trained with the 2049 keys that DeepMind's code makes of that number. Write
         2049 into the file to run them as they were trained.
         """
-        config.fixed(FIXED | ROPE)
-        config.section("rope_parameters").fixed(ROPE)  # where transformers 5 has them
+        config.fixed(FIXED | ROPE | {"embeddings_scale_by_sqrt_dim": True})
+        rope = config.section("rope_parameters")  # where transformers 5 has them
+        rope.fixed(ROPE | {"rope_type": "default"})
         n_layers = config.integer("num_hidden_layers")
         d_model = config.integer("hidden_size")
         n_heads = config.integer("num_attention_heads")
         key = "_block_types" if "_block_types" in config.values else "block_types"
-        kinds = config.values.get(key, PATTERN)
+        kinds = config.get(key, PATTERN)
         if not isinstance(kinds, Sequence) or not kinds:
             raise config.wrong(key, f"{list(PATTERN)}")
         if _cycle(kinds, n_layers) != _cycle(PATTERN, n_layers):
@@ -257,11 +261,6 @@ def flax_block(kind: str) -> Table:
     )
 
 
-def _linear(ours: str, theirs: str, bias: bool = True) -> Table:
-    table: Table = {(ours, "kernel"): transposed(f"{theirs}.weight")}
-    return table | ({(ours, "bias"): Name(f"{theirs}.bias")} if bias else {})
-
-
 HUB_RG_LRU: Table = {
     ("a_param",): Name("recurrent_param"),
     ("a_gate", "kernel"): Name("recurrent_gate_weight"),
@@ -270,9 +269,9 @@ HUB_RG_LRU: Table = {
     ("input_gate", "bias"): Name("input_gate_bias"),
 }
 HUB_RECURRENT: Table = (
-    _linear("linear_x", "linear_x")
-    | _linear("linear_y", "linear_y")
-    | _linear("linear_out", "linear_out")
+    linear("linear_x", "linear_x")
+    | linear("linear_y", "linear_y")
+    | linear("linear_out", "linear_out")
     | {
         # A grouped convolution of torch has an axis of one input channel per group.
         ("conv", "kernel"): Name(
@@ -283,15 +282,13 @@ HUB_RECURRENT: Table = (
     | prefixed(("rg_lru",), "rg_lru.", HUB_RG_LRU)
 )
 HUB_ATTENTION: Table = (
-    _linear("query", "q_proj", bias=False)
-    | _linear("key", "k_proj", bias=False)
-    | _linear("value", "v_proj", bias=False)
-    | _linear("out", "o_proj")
+    linear("query", "q_proj", bias=False)
+    | linear("key", "k_proj", bias=False)
+    | linear("value", "v_proj", bias=False)
+    | linear("out", "o_proj")
 )
 HUB_MLP: Table = (
-    _linear("gate", "gate_proj")
-    | _linear("up", "up_proj")
-    | _linear("down", "down_proj")
+    linear("gate", "gate_proj") | linear("up", "up_proj") | linear("down", "down_proj")
 )
 
 

@@ -14,7 +14,7 @@ from ssm import param_groups, param_sharding
 from ssm.layers.base import recurrence_dtype
 from ssm.models import LanguageModel
 from ssm.pretrained.architecture import Architecture
-from ssm.pretrained.names import Name, Path, Table
+from ssm.pretrained.names import Name, Path, Piece, Table, by_tensor
 from ssm.pretrained.safetensors import Planned
 
 
@@ -25,7 +25,7 @@ def abstract(config: Architecture, dtype: DTypeLike) -> nnx.Module:
 
 def flat_params(model: nnx.Module) -> dict[Path, Any]:
     """The path of every parameter -> its value."""
-    return traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model)))
+    return traverse_util.flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
 
 
 def recurrence_paths(model: nnx.Module) -> set[Path]:
@@ -59,7 +59,7 @@ def assemble(
       ValueError: a tensor is missing, has no place in the model, or has another shape;
         or jax would not have the dtype.
     """
-    _check_names({name.name for name in table.values()}, tensors, where)
+    _check_names(set(by_tensor(table)), tensors, where)
     largest = max(tensors.values(), key=lambda tensor: tensor.size)
     main = jnp.dtype(largest.dtype if dtype is None else dtype)
     _check_dtype(main, where)
@@ -72,12 +72,11 @@ def assemble(
     shardings = _shardings(shapes)
     params = {}
     for path in sorted(shapes, key=lambda path: -shapes[path].size):
-        name, shape = table[path], shapes[path].shape
-        ours = _ours(name, tensors[name.name], shape, where)
+        ours = _ours(path, table, tensors, shapes, where)
         target = ours.dtype if dtype is None else main
         if path in recurrence:
             target = recurrence_dtype(target)
-        _check_dtype(target, f"{where}: tensor {name.name!r}")
+        _check_dtype(target, f"{where}: parameter {'/'.join(map(str, path))}")
         params[path] = _place(ours, target, shardings[path])
     graphdef, _ = nnx.split(model)
     return nnx.merge(graphdef, traverse_util.unflatten_dict(params))
@@ -116,22 +115,48 @@ def _check_dtype(dtype: np.dtype, where: str) -> None:
 
 
 def _ours(
-    name: Name, tensor: np.ndarray, shape: tuple[int, ...], where: str
+    path: Path,
+    table: Table,
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[Path, Any],
+    where: str,
 ) -> np.ndarray:
-    try:
-        ours = name.ours(tensor)
-    except (IndexError, ValueError):  # it has too few axes
-        ours = None
-    if ours is not None and ours.shape == shape:
+    """A parameter, from its tensor or from those of its entries."""
+    shape = shapes[path].shape
+
+    def read(name: Name, wanted: tuple[int, ...]) -> np.ndarray:
+        tensor = tensors[name.name]
+        try:
+            ours = name.ours(tensor)
+        except (IndexError, ValueError):  # it has too few axes, or does not divide
+            ours = None
+        if ours is None or ours.shape != wanted:
+            raise ValueError(
+                f"{where}: tensor {name.name!r} has shape {tensor.shape}, wanted "
+                f"{_their_shape(name, wanted, table, shapes)}: is the configuration "
+                "that of these weights?"
+            )
         return ours
-    wanted = f"one of which {shape} is a part"
-    if name.theirs is not None:
-        abstract = jax.ShapeDtypeStruct(shape, jnp.float32)
-        wanted = str(jax.eval_shape(name.theirs, abstract).shape)
-    raise ValueError(
-        f"{where}: tensor {name.name!r} has shape {tensor.shape}, wanted {wanted}: is "
-        "the configuration that of these weights?"
-    )
+
+    names = table[path]
+    if isinstance(names, list):
+        return np.stack([read(name, shape[1:]) for name in names])
+    return read(names, shape)
+
+
+def _their_shape(
+    name: Name, part: tuple[int, ...], table: Table, shapes: Mapping[Path, Any]
+) -> str:
+    if name.theirs is None:
+        return f"one of which {part} is a part"
+    theirs, pieces = by_tensor(table)[name.name]
+    return str(_joined(theirs, pieces, shapes).shape)
+
+
+def _joined(theirs: Any, pieces: Sequence[Piece], params: Mapping[Path, Any]) -> Any:
+    """What a tensor of theirs will be, without its values."""
+    own = {piece.path: params[piece.path] for piece in pieces}
+    return jax.eval_shape(lambda own: theirs(*(piece.of(own) for piece in pieces)), own)
 
 
 def _shardings(shapes: dict[Path, Any]) -> dict[Path, Any]:
@@ -164,15 +189,18 @@ def disassemble(model: nnx.Module, table: Table) -> dict[str, Planned]:
     params, recurrence = flat_params(model), recurrence_paths(model)
     main = max(params.values(), key=lambda param: param.size).dtype
 
-    def planned(path: Path, param: jax.Array) -> Planned:
-        theirs, dtype = table[path].theirs, param.dtype
-        assert theirs is not None
-        if path in recurrence and _holds(main, param):
+    def planned(theirs: Any, pieces: Sequence[Piece]) -> Planned:
+        joined = _joined(theirs, pieces, params)
+        first, dtype = pieces[0].path, joined.dtype
+        if first in recurrence and _holds(main, params[first]):
             dtype = main
-        shape = jax.eval_shape(theirs, param).shape
-        return Planned(dtype, shape, lambda: theirs(np.asarray(param)))
 
-    return {table[path].name: planned(path, params[path]) for path in table}
+        def value() -> np.ndarray:
+            return theirs(*(np.asarray(piece.of(params)) for piece in pieces))
+
+        return Planned(dtype, joined.shape, value)
+
+    return {name: planned(*held) for name, held in by_tensor(table).items()}
 
 
 def _holds(dtype: np.dtype, param: jax.Array) -> bool:

@@ -4,10 +4,11 @@
 
 The steps are those of the experiment runner: `lru`, a language model whose batch is
 sharded over `data`, parameters over `fsdp` as well, and sequences over `time`;
-`griffin`, the tiny one of configs/lm/bytes.py; `recurrent_gemma_2b`, at its full size,
-on sequences of 2048 tokens, one a device, in bfloat16 with parameters and moments in
-float32. TOPOLOGY is one that the step names in STEPS; the compiler of its platform must
-be installed.
+`griffin`, `hgrn`, `hgrn2`, `transnormer` and `minimax`, the tiny ones of
+configs/lm/bytes.py, the last two also with the kernel that a GPU runs by name alone;
+`recurrent_gemma_2b`, at its full size, on sequences of 2048 tokens, one a device, in
+bfloat16 with parameters and moments in float32. TOPOLOGY is one that the step names in
+STEPS; the compiler of its platform must be installed.
 """
 
 import json
@@ -44,6 +45,13 @@ class Step(NamedTuple):
     vocabulary: int | None = None  # instead of the task's own
 
 
+# What the kernel of lightning attention for GPUs takes.
+BY_NAME = {
+    "model.dtype": "bfloat16",
+    "model.implementation": "mosaic_gpu",
+    "model.mixer.n_heads": 2,
+}
+
 STEPS = {
     "lru": Step(
         "configs/copying/delayed.py:lru",
@@ -68,6 +76,41 @@ STEPS = {
         "configs/lm/bytes.py:griffin,tiny",
         {},
         {"v5e:2x2": {"data": 4}, "h100": {"data": 4}},
+    ),
+    "hgrn": Step(
+        "configs/lm/bytes.py:hgrn,tiny",
+        {},
+        {"v5e:2x2": {"data": 4}, "h100": {"data": 4}},
+    ),
+    "hgrn2": Step(
+        "configs/lm/bytes.py:hgrn2,tiny",
+        {},
+        {"v5e:2x2": {"data": 4}},
+    ),
+    "transnormer": Step(
+        "configs/lm/bytes.py:transnormer,tiny",
+        {"model.mixer.turned": False},  # with it keys are twice as wide as values
+        {"v5e:2x2": {"data": 4}},
+    ),
+    "minimax": Step(
+        "configs/lm/bytes.py:minimax,tiny",
+        {},
+        {"v5e:2x2": {"data": 4}},
+    ),
+    "transnormer, by name": Step(
+        "configs/lm/bytes.py:transnormer,tiny",
+        {"model.d_model": 256, "model.mixer.turned": False} | BY_NAME,
+        {"h100": {"data": 4}},
+    ),
+    "minimax, by name": Step(
+        "configs/lm/bytes.py:minimax,tiny",
+        {
+            "model.d_model": 256,
+            "model.mixer.head_dim": 128,
+            "model.mixer.every": 4,  # of three layers: no softmax attention
+        }
+        | BY_NAME,
+        {"h100": {"data": 4}},
     ),
     "recurrent_gemma_2b": Step(
         "configs/lm/bytes.py:griffin",
@@ -117,8 +160,8 @@ def report(step: str, topology: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def compile_step(step: Step, topology: str) -> tuple[jax.stages.Compiled, int]:
-    """The training step, compiled, and the number of its parameters."""
+def compile_step(step: Step, topology: str) -> tuple[jax.stages.Compiled, int, int]:
+    """The training step, compiled; its parameters, and a device's activations."""
     from experiments import builders, config, distributed, program
 
     sizes = step.meshes[topology]
@@ -152,7 +195,8 @@ def compile_step(step: Step, topology: str) -> tuple[jax.stages.Compiled, int]:
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole)
     with jax.set_mesh(built.mesh):
         compiled = built.train_step.lower(built.target, batch, key).compile()
-    return compiled, built.parameter_count()
+    tokens = max(array.size for array in batch.values()) // math.prod(sizes.values())
+    return compiled, built.parameter_count(), tokens * command.config.model.d_model
 
 
 def exchanges(hlo: str) -> Iterator[tuple[str, int]]:
@@ -163,9 +207,31 @@ def exchanges(hlo: str) -> Iterator[tuple[str, int]]:
             yield kind, math.prod(int(n) for n in dims.split(",") if n)
 
 
+def moved(hlo: str, elements: int) -> list[str]:
+    """The copies and transposes whose result has half of `elements`, or more."""
+    inside = set(re.findall(r"calls=%?([\w.-]+)", hlo))
+    found, computation = [], ""
+    for line in hlo.splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
+            computation = header[1]
+        moves = re.match(
+            r"\s+(?:ROOT )?%?([\w.-]+) = \(?\w+\[([\d,]*)\].*? "
+            r"(copy|transpose|fusion)\(",
+            line,
+        )
+        if moves is None or computation in inside:
+            continue
+        name, dims, kind = moves.groups()
+        size = math.prod(int(n) for n in dims.split(",") if n)
+        of_kind = kind != "fusion" or re.search("copy|transpose", name)
+        if of_kind and size >= elements // 2:
+            found.append(f"{name}[{dims}]")
+    return found
+
+
 def main(name: str, topology: str) -> None:
     """Does what the command line asks for."""
-    compiled, parameters = compile_step(STEPS[name], topology)
+    compiled, parameters, activations = compile_step(STEPS[name], topology)
     memory = compiled.memory_analysis()
     assert memory is not None
     (program,) = Path(os.environ["AOT_DUMP"]).glob("*train_step*after_opt*ations.txt")
@@ -181,6 +247,7 @@ def main(name: str, topology: str) -> None:
                 "parameters": parameters,
                 "kernels": len(re.findall(KERNEL, hlo)),
                 "largest_exchange": largest,
+                "moved": moved(hlo, activations),
                 "bytes_per_device": {
                     "arguments": memory.argument_size_in_bytes,
                     "temporary": memory.temp_size_in_bytes,

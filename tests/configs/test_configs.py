@@ -79,3 +79,24 @@ def test_listops_has_the_papers_hyper_parameters():
     optimizer = config.optimizer
     assert (optimizer.recurrence_factor, optimizer.weight_decay) == (0.5, 0.05)
     assert (optimizer.schedule, optimizer.warmup_fraction) == ("cosine", 0.1)
+
+
+def test_hgrn_has_the_published_settings():
+    """Those of its authors' launch script for Long Range Arena."""
+    config = listops.get_config("hgrn")
+    model = config.model
+    assert (model.n_layers, model.d_model, model.block.d_ff) == (6, 32, 32)
+    assert (model.block.norm, model.block.activation) == ("batch", "silu")
+    assert (model.mixer.convention, model.mixer.bidirectional) == ("exclusive", True)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (5e-4, 0.01)
+    assert optimizer.recurrence_factor == 1.0
+    assert (config.train.steps, config.train.batch_size) == (50_000, 128)
+    assert optimizer.warmup_fraction * config.train.steps == 5_000
+
+
+def test_minimax_has_the_published_proportions():
+    model = lm_bytes.get_config("minimax").model
+    assert (model.mixer.every, model.mixer.rope_fraction) == (8, 0.5)
+    assert model.mixer.n_heads == 8 * model.mixer.n_kv_heads
+    assert model.block.top_k == 2

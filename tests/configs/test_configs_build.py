@@ -13,7 +13,8 @@ from configs.lm import bytes as lm_bytes
 from configs.lra import listops
 from experiments import builders
 from experiments.errors import UserError
-from ssm.models import griffin, transformer
+from ssm import param_groups
+from ssm.models import griffin, hgrn, minimax, transformer, transnormer
 from tests.configs.test_configs import VARIANTS
 from tests.pairwise import mostly_slow
 from tests.ssm.law import QUICK_COMPILE
@@ -42,21 +43,27 @@ def small(config, tmp_path, text):
 
 
 def loss_of(config, task):
-    """A model's abstract state, and its loss as a function of state and batch."""
+    """A model's abstract parameters and other state, and its loss."""
     create = builders.build_model(config, task)
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: create(jax.random.key(0))))
+    model = nnx.eval_shape(lambda: create(jax.random.key(0)))
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
-    def loss(state, batch, train):
-        return task.loss(nnx.merge(graphdef, state), batch, train=train)
+    def loss(params, rest, batch, train):
+        return task.loss(nnx.merge(graphdef, params, rest), batch, train=train)
 
-    return create, state, loss
+    return create, (params, rest), loss
 
 
-@pytest.mark.parametrize(
-    ("module", "variant"),
-    VARIANTS,
-    ids=[f"{module.__name__}:{variant}" for module, variant in VARIANTS],
-)
+def fitting():
+    """All variants; of the newer families the small ones have every part too."""
+    for module, variant in VARIANTS:
+        slow = variant in ("hgrn", "hgrn2", "transnormer", "minimax")
+        name = f"{module.__name__}:{variant}"
+        marks = pytest.mark.slow if slow else ()
+        yield pytest.param(module, variant, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(("module", "variant"), list(fitting()))
 def test_task_and_model_fit(module, variant, tmp_path, text):
     config = small(module.get_config(variant), tmp_path, text)
     task = builders.build_task(config)
@@ -65,8 +72,8 @@ def test_task_and_model_fit(module, variant, tmp_path, text):
     test = task.eval_batch("test", np.arange(4))
     for batch, training in ((train, True), (test, False)):
         total, weight, sums = jax.eval_shape(
-            lambda state, batch, training=training: loss(state, batch, training),
-            state,
+            lambda *state, training=training: loss(*state, training),
+            *state,
             batch,
         )
         assert total.shape == weight.shape == ()
@@ -77,7 +84,16 @@ TINY = [(module, family) for module in (listops, lm_bytes) for family in module.
 
 
 @pytest.mark.parametrize(
-    "of", mostly_slow(TINY, (lm_bytes, "griffin"), (listops, "transformer"))
+    "of",
+    mostly_slow(
+        TINY,
+        (lm_bytes, "griffin"),
+        (listops, "transformer"),
+        (lm_bytes, "hgrn"),
+        (listops, "hgrn2"),
+        (listops, "transnormer"),
+        (lm_bytes, "minimax"),
+    ),
 )
 def test_a_step_is_finite_and_moves_every_parameter(of, tmp_path, text):
     module, family = of
@@ -88,8 +104,10 @@ def test_a_step_is_finite_and_moves_every_parameter(of, tmp_path, text):
     batch = jax.tree.map(jnp.asarray, task.train_batch(0, 0, 2))
 
     def largest_gradients(key):
-        params = nnx.to_pure_dict(nnx.state(create(key), nnx.Param))
-        gradients = jax.grad(lambda params: loss(params, batch, True)[0])(params)
+        params, rest = map(
+            nnx.to_pure_dict, nnx.state(create(key), nnx.Param, nnx.Not(nnx.Param))
+        )
+        gradients = jax.grad(lambda params: loss(params, rest, batch, True)[0])(params)
         return jax.tree.map(lambda g: jnp.abs(g).max(), gradients)
 
     run = jax.jit(largest_gradients, compiler_options=QUICK_COMPILE)
@@ -102,19 +120,36 @@ TEXT = types.SimpleNamespace(
 )
 
 
-@pytest.mark.parametrize("family", ["hawk", "griffin", "transformer"])
+PRESETS = {
+    "hawk": (griffin.hawk, griffin.Size(128, 3, 4, lru_width=128, d_ff=240), {}),
+    "griffin": (
+        griffin.griffin,
+        griffin.Size(128, 3, 4, lru_width=128, d_ff=256),
+        {"window": 128},
+    ),
+    "transformer": (
+        transformer.transformer,
+        transformer.Size(128, 3, 4, d_ff=224),
+        {},
+    ),
+    "hgrn": (hgrn.hgrn, hgrn.Size(128, 3, 80), {}),
+    "hgrn2": (hgrn.hgrn2, hgrn.Size(128, 3, 184, n_heads=4), {}),
+    "transnormer": (transnormer.transnormer, transnormer.Size(128, 3, 4, 176), {}),
+    "minimax": (
+        minimax.minimax,
+        minimax.Size(128, 3, 4, 32, 1, 44, n_experts=4, every=3),
+        {"balance_weight": 0.01},
+    ),
+}
+
+
+@pytest.mark.parametrize("family", mostly_slow(list(PRESETS), "griffin"))
 def test_a_config_builds_the_preset(family):
     """The same parameters from the same key."""
+    make, size, options = PRESETS[family]
 
     def preset(key):
-        rngs, vocabulary = nnx.Rngs(key), {"vocab_size": 257}
-        if family == "transformer":
-            size = transformer.Size(128, 3, 4, d_ff=224)
-            return transformer.transformer(size, rngs=rngs, **vocabulary)
-        d_ff = 240 if family == "hawk" else 256
-        size = griffin.Size(128, 3, 4, lru_width=128, d_ff=d_ff)
-        options = {"window": 128} if family == "griffin" else {}
-        return getattr(griffin, family)(size, rngs=rngs, **options, **vocabulary)
+        return make(size, vocab_size=257, rngs=nnx.Rngs(key), **options)
 
     def parts(create):
         return nnx.split(create(jax.random.key(3)))
@@ -126,6 +161,29 @@ def test_a_config_builds_the_preset(family):
     tokens = jnp.arange(12)[None]
     logits, _ = nnx.merge(got_graph, got)(tokens)
     np.testing.assert_array_equal(logits, nnx.merge(graph, wanted)(tokens)[0])
+
+
+RECURRENCE = {
+    "hgrn": {("coupling", "gamma"), ("mixer", "theta")},
+    "hgrn2": {("coupling", "gamma")},
+    "transnormer": {("mixer", "theta")},
+    "minimax": set(),
+}
+
+
+@pytest.mark.parametrize("family", RECURRENCE)
+def test_groups_of_parameters(family):
+    """Bounds and phases are apart; slopes are no parameters, experts no biases."""
+    create = builders.build_model(lm_bytes.get_config(f"{family},tiny"), TEXT)
+    model = nnx.eval_shape(lambda: create(jax.random.key(0)))
+    labels = nnx.traversals.flatten_mapping(param_groups.labels(model))
+    groups = {"recurrence": set(), "norm_and_bias": set(), "regular": set()}
+    for path, label in labels.items():
+        groups[label].add(path[-2:])
+    assert groups["recurrence"] == RECURRENCE[family]
+    assert {name for _, name in groups["norm_and_bias"]} <= {"scale", "bias"}
+    experts = {("mlp", "gate"), ("mlp", "up"), ("mlp", "down")}
+    assert {name for _, name in groups["regular"] - experts} == {"kernel", "embedding"}
 
 
 @pytest.mark.parametrize("modifier", ["", ",tiny"])
@@ -160,6 +218,14 @@ def impossible_value(model):
     model.mixer.n_heads = 3
 
 
+def unknown_norm(model):
+    model.block.norm = "grams"
+
+
+def unknown_final_norm(model):
+    model.final_norm = "batch"
+
+
 def looking_ahead(model):
     model.mixer.bidirectional = True
 
@@ -167,11 +233,13 @@ def looking_ahead(model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (wrong_name, "model.mixer.name='gryphon' is not one of: griffin, hawk, lru, "),
+        (wrong_name, "model.mixer.name='gryphon' is not one of: griffin, hawk, hgrn, "),
         (missing_argument, "section model.mixer: missing .* argument: 'window'"),
         (unknown_argument, "section model.block: .* unexpected .* 'd_fff'"),
         (no_layer_argument, "section model.mixer: .* unexpected .* 'r_mean'"),
         (impossible_value, "section model: .* n_heads=3 does not divide d_model=128"),
+        (unknown_norm, "section model: norm='grams' is not one of: batch, gemma, "),
+        (unknown_final_norm, "section model: final_norm='batch' is not one of: gem"),
         (looking_ahead, "section model.mixer: .* looks ahead, .* bidirectional=False"),
     ],
 )

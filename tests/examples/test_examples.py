@@ -60,6 +60,23 @@ def test_equinox_agrees_with_the_layer():
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+def test_carry_sizes_are_those_of_the_layers(capsys, monkeypatch):
+    """Of arrays that exist; and README shows what the command prints."""
+    monkeypatch.setattr("sys.argv", ["carry_sizes.py"])
+    example = runpy.run_path(str(EXAMPLES / "carry_sizes.py"), run_name="__main__")
+    assert capsys.readouterr().out in (EXAMPLES.parent / "README.md").read_text()
+    rows = example["table"](64).splitlines()[2:]
+    made = example["layers"](64).items()
+    for row, (name, make_layer) in zip(rows, made, strict=True):
+        layer = make_layer(dtype="bfloat16", rngs=nnx.Rngs(0))
+        carries = [layer.init_carry(1, max_length=steps) for steps in (7, 8)]
+        sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(c)) for c in carries]
+        grows = name.startswith("`Attention`")
+        size = sizes[1] - sizes[0] if grows else sizes[0]
+        assert grows or sizes[0] == sizes[1]
+        assert row == f"| {name} | {size:,} |"
+
+
 def test_the_training_script_learns():
     main = runpy.run_path(str(EXAMPLES / "train_lru.py"))["main"]
     assert main(steps=40) > 0.9  # chance is 1/8

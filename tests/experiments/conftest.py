@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,25 +36,39 @@ def run(fakes: None) -> Callable[..., int]:
 
 
 @pytest.fixture
-def start(subprocess_env: dict[str, str]) -> Callable[..., subprocess.Popen]:
-    """Start the command line as a process of its own."""
+def launch(subprocess_env: dict[str, str]) -> Callable[..., subprocess.Popen]:
+    """Start a module with these arguments as a process of its own."""
 
-    def start(
-        workdir: Path,
-        *flags: str,
-        variant: str = "plain",
+    def launch(
+        module: str,
+        *arguments: str,
         env: dict[str, str] | None = None,
         prefix: Sequence[str] = (),
     ) -> subprocess.Popen:
-        arguments = [f"--config={CONFIG}:{variant}", f"--workdir={workdir}", *flags]
         return subprocess.Popen(
-            [*prefix, sys.executable, "-m", "tests.experiments.fake", *arguments],
+            [*prefix, sys.executable, "-m", module, *arguments],
             env=subprocess_env | (env or {}),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+
+    return launch
+
+
+@pytest.fixture
+def start(launch: Callable[..., subprocess.Popen]) -> Callable[..., subprocess.Popen]:
+    """Start the command line, with the fake task, as a process of its own."""
+
+    def start(
+        workdir: Path,
+        *flags: str,
+        variant: str = "plain",
+        **options: Any,
+    ) -> subprocess.Popen:
+        arguments = [f"--config={CONFIG}:{variant}", f"--workdir={workdir}", *flags]
+        return launch("tests.experiments.fake", *arguments, **options)
 
     return start
 

@@ -29,6 +29,15 @@ OF_FAMILY = {
         "--config.model.mixer.n_heads=2",
         "--config.model.mixer.n_kv_heads=2",
     ),
+    "hgrn": (),
+    "hgrn2": (),
+    "transnormer": (),
+    # Of two layers the second has softmax attention.
+    "minimax": (
+        "--config.model.mixer.head_dim=4",
+        "--config.model.n_layers=2",
+        "--config.model.mixer.every=2",
+    ),
 }
 QUICK = ("lru", "transformer")
 FAMILIES = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ssm.layers import HGRN2
+from ssm.layers import HGRN2, HGRU
 from ssm.layers.hgrn2 import log_forget
 from tests.ssm import law, long
 from tests.ssm.filling import with_params
@@ -181,6 +181,13 @@ def test_size_and_type_of_the_carry():
             r"x has shape .* wanted \(B, T, 4\)",
         ),
         (lambda: HGRN2(4, 3, rngs=nnx.Rngs(0)), "n_heads=3, wanted a divisor"),
+        (lambda: HGRN2(4, 0, rngs=nnx.Rngs(0)), "n_heads=0, wanted a divisor"),
+        (
+            lambda: HGRN2(4, 2, rngs=nnx.Rngs(0))(
+                jnp.ones((2, 3, 4)), HGRU(4, rngs=nnx.Rngs(0)).init_carry(2)
+            ),
+            r"HGRN2: the carry is complex\[2, 4\], wanted real\[2, 2, 2, 2\], as init",
+        ),
         (lambda: HGRN2(4, 2, lower_bound=-1, rngs=nnx.Rngs(0)), "wanted 0 <= it < 1"),
         (
             lambda: HGRN2(4, 2, rngs=nnx.Rngs(0))(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx, traverse_util
 
-from ssm.layers import HGRU, LowerBounds
+from ssm.layers import HGRN2, HGRU, LowerBounds
 from tests import golden
 from tests.ssm import law, long
 from tests.ssm.filling import HGRU_PROJECTIONS, HGRU_X, hgru_of_waves, with_params
@@ -318,6 +318,12 @@ def test_strong_decays():
                 jnp.ones((2, 3, 4)), lower_bound=jnp.ones(3)
             ),
             r"lower_bound has shape \(3,\), wanted \(4,\) = \(d_model,\)",
+        ),
+        (
+            lambda: HGRU(4, rngs=nnx.Rngs(0))(
+                jnp.ones((2, 3, 4)), HGRN2(4, 2, rngs=nnx.Rngs(0)).init_carry(2)
+            ),
+            r"HGRU: the carry is real\[2, 2, 2, 2\], wanted complex\[2, 4\], as ",
         ),
         (lambda: LowerBounds(2, 3, convention="paper"), "wanted 'exclusive' or"),
     ],

@@ -133,7 +133,11 @@ def make(**options):
     ("call", "message"),
     [
         (lambda: make()(jnp.ones((2, 6, 4))), "x has 6 steps, wanted a square"),
-        (lambda: make(height=4)(jnp.ones((2, 6, 4))), "wanted a multiple of 4"),
+        (
+            lambda: make(height=4)(jnp.ones((2, 6, 4))),
+            "wanted a multiple of height=4",
+        ),
+        (lambda: make(height=0), "height=0, wanted at least 1, or None"),
         (lambda: make()(jnp.ones((2, 4, 5))), r"wanted \(B, T, 4\)"),
         (lambda: make()(jnp.ones((2, 4, 4)), jnp.ones((2, 4))), "no carry"),
         (lambda: make().init_carry(2), "no carry"),

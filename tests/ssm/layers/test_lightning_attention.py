@@ -348,6 +348,17 @@ def make(*arguments, **options):
     [
         (lambda: make(4, 2)(jnp.ones((2, 3, 5))), r"x has shape .* wanted \(B, T, 4\)"),
         (lambda: make(4, 3), "n_heads=3 does not divide d_model=4"),
+        (lambda: make(4, 0), "n_heads=0 does not divide d_model=4"),
+        (
+            lambda: make(4, 2)(jnp.ones((2, 3, 4)), make(4, 1).init_carry(2)),
+            r"LightningAttention: the carry is real\[2, 1, 4, 4\], wanted real\[2, 2,",
+        ),
+        (
+            lambda: make(4, 2, turned=True)(
+                jnp.ones((2, 3, 4)), make(4, 2).init_carry(2)
+            ),
+            r"the carry is real\[2, 2, 2, 2\], wanted {.*'state': 'real\[2, 2, 4, 2",
+        ),
         (lambda: make(4, 2, slopes=(1,)), "wanted 2 numbers, zero or more, one a head"),
         (lambda: make(4, 2, slopes=(1, -1)), "wanted 2 numbers, zero or more"),
         (

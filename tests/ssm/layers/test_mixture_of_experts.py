@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ssm.layers import MixtureOfExperts
+from ssm.layers import MixtureOfExperts, auxiliary_loss
 from ssm.layers.mixture_of_experts import balance_loss
 from tests.ssm.law import QUICK_COMPILE
 
@@ -52,33 +52,17 @@ def test_balance_loss():
 
 
 @pytest.mark.usefixtures("x64")
-def test_gradients_are_those_of_the_sum():
-    """Of any result, and once each however the outputs are used; outputs the same."""
+def test_the_balance_is_left_behind_in_training_alone():
     x = jax.random.normal(jax.random.key(0), (2, 7, 4), jnp.float64)
-    weighted = make(param_dtype=jnp.float64, balance_weight=0.3)
-    plain = make(param_dtype=jnp.float64)
-    graphdef, params = nnx.split(plain)
-    other, _ = nnx.split(weighted)
-
-    def result(y):
-        return jnp.sum(jnp.sin(y)) + y[0, 0, 0] ** 2
-
-    @jit
-    @jax.grad
-    def by_sum(params):
-        layer = nnx.merge(graphdef, params)
-        return result(layer(x)) + 0.3 * balance_loss(*layer.route(x))
-
-    @jit
-    @jax.grad
-    def by_weight(params):
-        return result(jax.checkpoint(nnx.merge(other, params))(x))
-
-    for got, want in zip(
-        jax.tree.leaves(by_weight(params)), jax.tree.leaves(by_sum(params)), strict=True
-    ):
-        np.testing.assert_allclose(got, want, atol=1e-12)
-    np.testing.assert_array_equal(weighted(x), plain(x))
+    layer, plain = (
+        make(param_dtype=jnp.float64, balance_weight=weight) for weight in (0.3, 0.0)
+    )
+    np.testing.assert_array_equal(layer(x), plain(x))
+    assert auxiliary_loss(layer) == 0 and auxiliary_loss(plain) is None
+    np.testing.assert_array_equal(layer(x, train=True), plain(x, train=True))
+    want = 0.3 * balance_loss(*layer.route(x))
+    np.testing.assert_allclose(auxiliary_loss(layer), want, atol=1e-12)
+    assert auxiliary_loss(plain) is None
 
 
 def test_types():

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx, traverse_util
 
 import ssm
+from ssm.layers import auxiliary_loss
 from ssm.models import minimax
 from tests.ssm import law
 from tests.ssm.filling import wave
@@ -106,6 +107,19 @@ def test_padding_leaves_no_trace():
     law.same(jax.tree.map(lambda leaf: leaf[1:], carry), after, 1e-5)
 
 
+def test_a_carry_of_another_layer_is_named():
+    model, tokens = tiny(), jnp.zeros((5, 2), jnp.int32)
+    lightning, _, softmax, _ = model.init_carry(5, max_length=7)
+    of_softmax = r"LightningAttention: the carry is {.*, wanted real\[5, 2, 8, 8\], "
+    of_lightning = r"Attention: the carry is real\[5, 2, 8, 8\], wanted {'keys': "
+    for carry, message in (
+        ((softmax,) * 4, of_softmax),
+        ((lightning,) * 4, of_lightning),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(model, tokens, carry)
+
+
 def test_sizes_of_the_carries():
     carry = jax.eval_shape(lambda: tiny().init_carry(5, max_length=7))
     kinds = [jax.tree.map(lambda leaf: leaf.shape, one) for one in carry]
@@ -115,28 +129,27 @@ def test_sizes_of_the_carries():
 
 
 @pytest.mark.slow
-def test_balance_weight_moves_gradients_alone():
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_the_balance_of_all_layers_can_be_added_to_the_loss(scan_layers):
     tokens = jax.random.randint(jax.random.key(0), (2, 6), 0, 11)
+    model = tiny(scan_layers=scan_layers, remat=True, balance_weight=0.1)
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
-    def run(weight):
-        graphdef, params = nnx.split(tiny(scan_layers=True, balance_weight=weight))
+    def run(params, train):
+        model = nnx.merge(graphdef, params, rest, copy=True)
+        logits, _ = model(tokens, train=train)
+        return logits, auxiliary_loss(model)
 
-        @jit
-        @functools.partial(jax.value_and_grad, has_aux=True)
-        def gradient(params):
-            logits, _ = nnx.merge(graphdef, params)(tokens)
-            return jnp.sum(jnp.sin(logits)), logits
-
-        (_, logits), gradients = gradient(params)
-        return logits, nnx.to_pure_dict(gradients)
-
-    (logits, without), (same, by_loss) = run(0.0), run(0.1)
+    runs = jit(run, static_argnums=1)
+    (logits, none), (same, loss) = runs(params, False), runs(params, True)
     np.testing.assert_allclose(same, logits, atol=1e-6)
-    for place in range(3):
-        before, after = (
-            gradients["stack"]["blocks"][place]["mlp"]["router"]["kernel"]
-            for gradients in (without, by_loss)
-        )
-        assert np.abs(after - before).max() > 1e-3
-    head = [gradients["head"]["kernel"] for gradients in (without, by_loss)]
-    np.testing.assert_allclose(*head, atol=1e-5)
+    # About 2 where the experts of 4 layers are alike, 3 where one is in all pairs.
+    assert none == 0 and 4 * 0.1 * 1.8 < loss < 4 * 0.1 * 3
+    gradient = jit(jax.grad(lambda params: run(params, True)[1]))(params)
+    moved = {
+        path[-2:]
+        for path, leaf in traverse_util.flatten_dict(nnx.to_pure_dict(gradient)).items()
+        if np.abs(leaf).max() > 1e-6
+    }
+    assert ("router", "kernel") in moved and ("encoder", "embedding") in moved
+    assert ("head", "kernel") not in moved

@@ -130,10 +130,16 @@ def random_tensors(dtype="float32", n_kv_heads=2):
 
 def write(directory, tensors=None, **config):
     """A directory as from the hub; `config` overrides keys, None removes them."""
-    directory.mkdir(exist_ok=True)
     values = CONFIG | config
     values = {key: value for key, value in values.items() if value is not None}
-    (directory / "config.json").write_text(json.dumps(values))
-    tensors = random_tensors() if tensors is None else tensors
+    return write_model(
+        directory, values, random_tensors() if tensors is None else tensors
+    )
+
+
+def write_model(directory, config, tensors):
+    """A directory of these values and tensors."""
+    directory.mkdir(exist_ok=True)
+    (directory / "config.json").write_text(json.dumps(config))
     (directory / "model.safetensors").write_bytes(pack(tensors))
     return directory

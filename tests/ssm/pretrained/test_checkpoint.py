@@ -15,7 +15,7 @@ import ssm
 from ssm import param_sharding, pretrained
 from ssm.blocks import ResidualBlock, S4Block
 from ssm.models import griffin
-from ssm.pretrained import safetensors, weights
+from ssm.pretrained import checkpoint, safetensors, weights
 from ssm.pretrained.hub_config import HubConfig
 from tests import golden
 from tests.ssm import published
@@ -279,6 +279,7 @@ def test_a_mesh_has_its_parts(tmp_path, monkeypatch):
 
 RELEASED = files.CONFIG | {
     "attention_window_size": 2048,
+    "embeddings_scale_by_sqrt_dim": True,
     "head_dim": 256,
     "hidden_size": 2560,
     "intermediate_size": 15360,
@@ -293,7 +294,7 @@ RELEASED = files.CONFIG | {
 
 
 def test_the_released_configuration():
-    config = pretrained.RecurrentGemma.from_hub(HubConfig(RELEASED, "config.json"))
+    config = checkpoint.configuration(HubConfig(RELEASED, "config.json"))
     size = griffin.RECURRENT_GEMMA["2b"]._replace(lru_width=2560, d_ff=7680)
     assert config == pretrained.RecurrentGemma(size, window=2048)
     model = weights.abstract(config, jnp.bfloat16)
@@ -415,6 +416,8 @@ def test_tensors_that_do_not_fit(tmp_path, tensors, message):
             {"rope_parameters": {"rope_theta": 5e5}},
             "config.json: rope_parameters: rope_theta=500000.0, wanted 10000.0",
         ),
+        ({"rope_scaling": {"factor": 2}}, "rope_scaling={'factor': 2} is not impl"),
+        ({"embeddings_scale_by_sqrt_dim": False}, "embeddings_scale_by_sqrt_dim=F"),
         ({"rope_parameters": 3}, "rope_parameters=3, wanted an object"),
         ({"block_types": ["recurrent"]}, r"block_types=\['recurrent'\], wanted \["),
         ({"block_types": []}, r"block_types=\[\], wanted \["),

@@ -17,10 +17,7 @@ COMPILE_CACHE = ROOT / ".cache" / "jax"
 # optax and the norms of nnx do not survive strict dtype promotion; these rooms do.
 STRICT_DTYPES = [ROOT / "tests/ssm/ops", ROOT / "tests/pallas_kernels"]
 # A test's time is the compiler's here, on programs that run once.
-QUICK_COMPILES = [
-    ROOT / "tests/pallas_kernels",
-    *(ROOT / f"tests/ssm/{room}" for room in ("ops", "layers", "models")),
-]
+QUICK_COMPILES = [ROOT / "tests/pallas_kernels", ROOT / "tests/ssm"]
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -42,6 +39,13 @@ def _quick_compiles(request: pytest.FixtureRequest) -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs() -> Iterator[None]:
+    """Of other files: gigabytes by the end."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture

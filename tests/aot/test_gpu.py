@@ -76,7 +76,7 @@ def test_registers_are_not_more_than_those_of_the_table(compiled):
         assert all(kernel["spilled"] == 0 for kernel in report["compiled"]), name
         then = stored[name][chip]
         assert now.keys() == then.keys(), name
-        if any(now[k] > 1.1 * then[k] for k in now):  # versions of JAX differ by less
+        if any(now[k] > 1.1 * then[k] for k in now):  # of the worse of two JAX versions
             off[name] = now, then
     assert not off, (
         f"registers (now, stored) on {chip}; python -m tests.aot.gpu --write {family}"

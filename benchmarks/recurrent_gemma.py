@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks.decoding import decoder
-from benchmarks.griffin import tokens_of
+from benchmarks.griffin import tokens_of, without_scan
 from benchmarks.harness import at_least, check_close, interleaved, table
 from benchmarks.train_step import Contender, compile_seconds, stepper
 from ssm import LanguageModel, pretrained
@@ -124,9 +125,11 @@ def run(checkout: Path | None) -> str:
         decoders["recurrentgemma"] = peer.decoder(prompt)
         _check_same(models, decoders, labels, new)
     compiled = {name: compile_seconds(model, labels) for name, model in models.items()}
-    steps = interleaved(
-        {name: stepper(model, labels) for name, model in models.items()}, repeats=7
-    )
+    steppers = {name: stepper(model, labels) for name, model in models.items()}
+    steppers["no scan"] = stepper(models["ours"], labels)
+    with mock.patch("ssm.ops.rg_lru_scan", without_scan):
+        steppers["no scan"]()
+    steps = interleaved(steppers, repeats=7)
     decoding = interleaved(
         {name: functools.partial(decode, new) for name, decode in decoders.items()},
         repeats=21,
@@ -146,6 +149,7 @@ def run(checkout: Path | None) -> str:
             for seconds, goal in ((steps, 2), (compiled, 1), (decoding, 2))
         ]
         rows.append(["ratio", *ratios])
+    rows.append(["ours, without a scan", f"{1e3 * steps['no scan']:.0f}", "", ""])
     source = "was read from" if peer else "was not measured: it needs"
     return (
         f"RecurrentGemma, {SIZE.n_layers} layers, d_model {SIZE.d_model}, window "

@@ -86,18 +86,13 @@ def test_decoding_has_a_carry_of_one_size(name, carry):
 
 
 def test_the_crossover_is_the_last_one():
-    def of(lightning, softmax):
-        return {"lightning": lightning, "softmax": softmax}
-
-    measured = {
-        1: of(1, 2),
-        2: of(3, 2),
-        4: of(2, 3),
-        8: of(2, 9),
-        16: {"lightning": 9},
-    }
-    assert "from 4 steps on" in linear_attention.crossover(measured)
-    assert "not the faster one up to 2" in linear_attention.crossover({2: of(3, 2)})
+    lightning = {1: 1.0, 2: 3.0, 4: 2.0, 16: 9.0}
+    assert "from 4 steps on" in linear_attention.crossover(
+        lightning, {1: 2.0, 2: 2.0, 4: 3.0}
+    )
+    assert "not the faster one up to 2" in linear_attention.crossover(
+        lightning, {2: 2.0}
+    )
 
 
 def test_linear_attention_is_drawn(tmp_path: Path):

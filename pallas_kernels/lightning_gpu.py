@@ -326,7 +326,7 @@ def _kernel(
         v_here = _load(v_ring.at[slot]).astype(jnp.float32)
         decayed_v[...] = (v_here * decays.after).astype(jnp.bfloat16)
         mg.commit_smem()
-        by_key = mg.transpose_ref(k_ring.at[slot], (1, 0))
+        by_key = k_ring.at[slot].transpose((1, 0))
         weights = (_product(q_ring.at[slot], by_key) * decays.pairs).astype(
             jnp.bfloat16
         )
@@ -334,7 +334,7 @@ def _kernel(
         total = _plus_product(from_state, weights, v_ring.at[slot])
         after = []
         for rows, half in zip(halves, state, strict=True):
-            by_step = mg.transpose_ref(k_ring.at[slot, :, rows], (1, 0))
+            by_step = k_ring.at[slot, :, rows].transpose((1, 0))
             after.append(_plus_product(half * decays.whole, by_step, decayed_v))
         mg.wait_smem_to_gmem(0, wait_read_only=True)
         out[...] = total.astype(jnp.bfloat16)

@@ -5,21 +5,35 @@
 Published: nothing; it stands in for pixel-level images. Ridge regression on the pixels,
 same split: 0.939 test accuracy.
 
-Measured: 0.981, 0.986 and 0.978 test accuracy (seeds 0, 1, 2), 16 s on two CPU cores.
+Measured with `lru`, the default: 0.981, 0.986 and 0.978 test accuracy (seeds 0, 1, 2),
+16 s on two CPU cores. `lstm`, `gru` and `linear_rnn` have as many parameters, 13
+thousand, and the same training, which was chosen for `lru`: 0.953, 0.969 and 0.958 at
+the last step, seed 0; in minutes, for they step through time.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base, families
 
+MODELS = {
+    "lru": families.lru(d_model=32, n_layers=2, d_state=32, r_min=0.5, r_max=0.99),
+    "lstm": families.lstm(d_model=24, n_layers=2, d_ff=24),
+    "gru": families.gru(d_model=28, n_layers=2, d_ff=20),
+    "linear_rnn": families.linear_rnn(d_model=32, n_layers=2, d_state=40, radius=0.95),
+    "s4": families.s4(d_model=32, n_layers=2, d_state=32, l_max=64),
+    "s4d": families.s4d(d_model=32, n_layers=2, d_state=32),
+    "s5": families.s5(d_model=32, n_layers=2, d_state=64),
+    "liquid_s4": families.liquid_s4(d_model=32, n_layers=2, d_state=32, liquid="exact"),
+    "liquid_s4_kb": families.liquid_s4(
+        d_model=32, n_layers=2, d_state=32, liquid="kb", order=3
+    ),
+}
+
 
 def get_config(variant: str = "lru") -> ConfigDict:
-    """Return the config of a variant; there is one family, `lru`."""
-    base.parse_variant(variant, families=("lru",))
-    config = base.get_config(
-        task={"name": "digits"},
-        model=families.lru(d_model=32, n_layers=2, d_state=32, r_min=0.5, r_max=0.99),
-    )
+    """Return the config of a variant: one of the families in `MODELS`."""
+    family, _ = base.parse_variant(variant, MODELS)
+    config = base.get_config(task={"name": "digits"}, model=MODELS[family])
     config.optimizer.learning_rate = 8e-3
     config.train.steps = 1_350
     config.train.batch_size = 64

@@ -32,13 +32,7 @@ def lru(
         "max_phase": math.tau,  # radians
         "bidirectional": bidirectional,
     }
-    return {
-        "d_model": d_model,
-        "n_layers": n_layers,
-        "final_norm": final_norm,
-        "mixer": mixer,
-        "block": _s4_block(norm),
-    }
+    return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
 
 
 def hawk(
@@ -222,6 +216,167 @@ def minimax(
     }
 
 
+def lstm(
+    *, d_model: int, n_layers: int, d_ff: int, bidirectional: bool = False
+) -> Model:
+    """LSTM (Hochreiter and Schmidhuber 1997), in the blocks of Griffin."""
+    mixer = {
+        "name": "lstm",
+        "chrono": 0.0,  # longest memory at the start, in steps; 0: off
+        "zoneout_h": 0.0,  # probability of keeping an output's old value
+        "zoneout_c": 0.0,  # probability of keeping a cell's old value
+        "bidirectional": bidirectional,
+    }
+    return _gated(d_model, n_layers, mixer, d_ff)
+
+
+def gru(
+    *, d_model: int, n_layers: int, d_ff: int, bidirectional: bool = False
+) -> Model:
+    """GRU (1406.1078), in the blocks of Griffin."""
+    mixer = {
+        "name": "gru",
+        "chrono": 0.0,  # longest memory at the start, in steps; 0: off
+        "zoneout_h": 0.0,  # probability of keeping an output's old value
+        "bidirectional": bidirectional,
+    }
+    return _gated(d_model, n_layers, mixer, d_ff)
+
+
+def linear_rnn(
+    *,
+    d_model: int,
+    n_layers: int,
+    d_state: int,
+    radius: float = 1.0,
+    bidirectional: bool = False,
+    norm: str = "layer",
+    final_norm: str = "none",
+) -> Model:
+    """Dense linear RNN, in residual blocks of S4: the baseline of LRU (2303.06349)."""
+    mixer = {
+        "name": "linear_rnn",
+        "d_state": d_state,
+        "radius": radius,  # of the disk of eigenvalues
+        "bidirectional": bidirectional,
+    }
+    return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
+
+
+def s4(
+    *,
+    d_model: int,
+    n_layers: int,
+    d_state: int,
+    l_max: int,
+    bidirectional: bool = False,
+    norm: str = "layer",
+    final_norm: str = "none",
+) -> Model:
+    """S4: HiPPO-LegS, diagonal plus low rank (2111.00396)."""
+    mixer = {
+        "name": "s4",
+        "d_state": d_state,  # of a channel, both of each conjugate pair
+        "l_max": l_max,  # the longest sequence
+        "n_ssm": 1,  # channels take so many state matrices in turns
+        "dt_min": 1e-3,  # the first step sizes lie between these
+        "dt_max": 1e-1,
+        "bidirectional": bidirectional,
+    }
+    return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
+
+
+def s4d(
+    *,
+    d_model: int,
+    n_layers: int,
+    d_state: int,
+    init: str = "lin",
+    bidirectional: bool = False,
+    norm: str = "layer",
+    final_norm: str = "none",
+) -> Model:
+    """S4D: a diagonal state space for each channel (2206.11893)."""
+    mixer = {"name": "s4d"} | _diagonal(d_state, init, bidirectional)
+    return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
+
+
+def liquid_s4(
+    *,
+    d_model: int,
+    n_layers: int,
+    d_state: int,
+    liquid: str,
+    order: int = 2,
+    init: str = "lin",
+    bidirectional: bool = False,
+    norm: str = "layer",
+    final_norm: str = "none",
+) -> Model:
+    """Liquid-S4: S4D to whose decay the input is added (2209.12951)."""
+    mixer = {
+        "name": "liquid_s4",
+        "liquid": liquid,  # "exact" | "order" | "kb" | "pb" | "none"
+        "order": order,  # most inputs in a product, for "order", "kb" and "pb"
+        "bound": "safe",  # "safe" | "tanh" | "none": of what is added, "exact", "order"
+    } | _diagonal(d_state, init, bidirectional)
+    return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
+
+
+def s5(
+    *,
+    d_model: int,
+    n_layers: int,
+    d_state: int,
+    n_blocks: int = 1,
+    bidirectional: bool = False,
+    norm: str = "layer",
+    final_norm: str = "none",
+) -> Model:
+    """S5: one diagonal state space for all channels (2208.04933)."""
+    mixer = {
+        "name": "s5",
+        "d_state": d_state,  # both of each conjugate pair
+        "n_blocks": n_blocks,  # of the first state matrix
+        "discretization": "zoh",  # "zoh" | "bilinear"
+        "c_init": "trunc_standard_normal",  # | "lecun_normal" | "complex_normal"
+        "clip_eigenvalues": False,  # real parts at -1e-4
+        "dt_min": 1e-3,  # the first step sizes lie between these
+        "dt_max": 1e-1,
+        "bidirectional": bidirectional,
+    }
+    return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
+
+
+def _diagonal(d_state: int, init: str, bidirectional: bool) -> dict[str, Any]:
+    return {
+        "d_state": d_state,  # of a channel, both of each conjugate pair
+        "init": init,  # "lin" | "inv" | "legs" | "real": the first eigenvalues
+        "discretization": "zoh",  # "zoh" | "bilinear"
+        "dt_min": 1e-3,  # the first step sizes lie between these
+        "dt_max": 1e-1,
+        "bidirectional": bidirectional,
+    }
+
+
+def _in_s4_blocks(
+    d_model: int, n_layers: int, mixer: dict[str, Any], norm: str, final_norm: str
+) -> Model:
+    return {
+        "d_model": d_model,
+        "n_layers": n_layers,
+        "final_norm": final_norm,
+        "mixer": mixer,
+        "block": {
+            "name": "s4",
+            "norm": norm,  # one of NORMS, experiments/families.py
+            "prenorm": True,
+            "glu": "full",  # "full" | "half" | "none"
+            "dropout": 0.0,  # probability of dropping
+        },
+    }
+
+
 def _glu_block(norm: str, d_ff: int, activation: str, *, bias: bool) -> dict[str, Any]:
     return {
         "name": "glu",
@@ -229,16 +384,6 @@ def _glu_block(norm: str, d_ff: int, activation: str, *, bias: bool) -> dict[str
         "d_ff": d_ff,  # width inside the GLU
         "activation": activation,  # "silu" | "identity"
         "bias": bias,  # False: drawn with the deviation 0.02 of released models
-        "dropout": 0.0,  # probability of dropping
-    }
-
-
-def _s4_block(norm: str) -> dict[str, Any]:
-    return {
-        "name": "s4",
-        "norm": norm,  # one of NORMS, experiments/families.py
-        "prenorm": True,
-        "glu": "full",  # "full" | "half" | "none"
         "dropout": 0.0,  # probability of dropping
     }
 

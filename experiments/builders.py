@@ -35,11 +35,18 @@ TASKS: dict[str, type[Task]] = {
 }
 MIXERS: dict[str, type[SequenceLayer] | Callable[..., Pattern]] = {
     "griffin": families.griffin_mixers,
+    "gru": families.gru_mixers,
     "hawk": families.hawk_mixers,
     "hgrn": families.hgrn_mixers,
     "hgrn2": families.hgrn2_mixers,
+    "linear_rnn": families.linear_rnn_mixers,
+    "liquid_s4": ssm.LiquidS4,
     "lru": ssm.LRU,
+    "lstm": families.lstm_mixers,
     "minimax": families.minimax_mixers,
+    "s4": families.s4_mixers,
+    "s4d": ssm.S4D,
+    "s5": ssm.S5,
     "transformer": families.transformer_mixers,
     "transnormer": families.transnormer_mixers,
 }

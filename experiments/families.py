@@ -6,7 +6,8 @@ a layer, to be had in every block, or for a function here of layers that take tu
 which may be coupled: the blocks around them then are as well.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from flax import nnx
@@ -14,6 +15,7 @@ from flax import nnx
 import ssm
 from ssm.blocks import Glu, Norm, S4Block
 from ssm.layers.attention import Positional
+from ssm.layers.base import SequenceLayer
 from ssm.layers.hgru import LayerNorm
 from ssm.layers.lightning_attention import SimpleRMSNorm
 from ssm.layers.lower_bounds import Convention
@@ -171,6 +173,57 @@ def minimax_mixers(
     return _both_ways(mixers) if bidirectional else mixers
 
 
+def lstm_mixers(
+    shared: Shared,
+    *,
+    chrono: float,
+    zoneout_h: float,
+    zoneout_c: float,
+    bidirectional: bool,
+) -> Pattern:
+    """Return an LSTM for every block."""
+    make = functools.partial(
+        ssm.LSTM,
+        shared.d_model,
+        chrono=chrono or None,
+        zoneout_h=zoneout_h,
+        zoneout_c=zoneout_c,
+        **shared.types(),
+    )
+    return _everywhere(make, bidirectional)
+
+
+def gru_mixers(
+    shared: Shared, *, chrono: float, zoneout_h: float, bidirectional: bool
+) -> Pattern:
+    """Return a GRU for every block."""
+    make = functools.partial(
+        ssm.GRU,
+        shared.d_model,
+        chrono=chrono or None,
+        zoneout_h=zoneout_h,
+        **shared.types(),
+    )
+    return _everywhere(make, bidirectional)
+
+
+def linear_rnn_mixers(
+    shared: Shared, *, d_state: int, radius: float, bidirectional: bool
+) -> Pattern:
+    """Return a dense linear RNN for every block."""
+    make = functools.partial(
+        ssm.LinearRNN, shared.d_model, d_state, radius=radius, **shared.types()
+    )
+    return _everywhere(make, bidirectional)
+
+
+def s4_mixers(shared: Shared, **of_layer: Any) -> Pattern:
+    """Return an S4 for every block: it has no scan to choose."""
+    return [
+        lambda rngs: ssm.S4(shared.d_model, **of_layer, **shared.types(), rngs=rngs)
+    ]
+
+
 def s4_blocks(
     mixers: Pattern,
     shared: Shared,
@@ -271,6 +324,12 @@ def named(key: str, name: str, known: Mapping[str, T]) -> T:
     if name not in known:
         raise ValueError(f"{key}={name!r} is not one of: {', '.join(sorted(known))}")
     return known[name]
+
+
+def _everywhere(make: Callable[..., SequenceLayer], bidirectional: bool) -> Pattern:
+    """Return the layer that `make(rngs=)` builds, for every block."""
+    mixers: Pattern = [lambda rngs: make(rngs=rngs)]
+    return _both_ways(mixers) if bidirectional else mixers
 
 
 def _both_ways(mixers: Pattern) -> Pattern:

@@ -39,7 +39,7 @@ from jax.experimental.pallas import mosaic_gpu as mg
 
 from pallas_kernels import target
 from pallas_kernels.decay_sums import decay_sums
-from pallas_kernels.ring_gpu import vary_as
+from pallas_kernels.varying import vary_as
 
 CHUNK = 64
 WIDTH = 128  # of the keys, and of the values

@@ -24,6 +24,7 @@ from jax.experimental.pallas import mosaic_gpu as mg
 
 from pallas_kernels import target
 from pallas_kernels.planes import Planes, add, multiply
+from pallas_kernels.varying import vary_as
 
 THREADS = 128
 ROWS = 8  # that are read before the first of them is used: loads do not pass stores
@@ -180,13 +181,6 @@ def cut_arrays(
             target.device_kind(),
         )
     return Cut(batch, time, width, tiles, backwards)
-
-
-def vary_as(array: jax.Array, like: jax.Array) -> jax.Array:
-    """Marks what a kernel returns as varying over the mesh axes that `like` does."""
-    axes = jax.typeof(like).manual_axis_type.varying
-    missing = tuple(axes - jax.typeof(array).manual_axis_type.varying)
-    return lax.pcast(array, missing, to="varying") if missing else array
 
 
 def select(flag: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:

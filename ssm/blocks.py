@@ -102,7 +102,7 @@ class GemmaNorm(nnx.Module):
 
 
 def wanted(mixer: SequenceLayer, per_layer: dict[str, Any]) -> dict[str, Any]:
-    """What of the values that a model has for each layer this one takes."""
+    """What of a model's values for each layer, or of a key for it, this one takes."""
     return {name: per_layer[name] for name in mixer.per_layer if name in per_layer}
 
 
@@ -171,11 +171,12 @@ class S4Block(Stepping, nnx.Module):
         key: jax.Array | None = None,
         mask: jax.Array | None = None,
         train: bool = False,
-        **per_layer: jax.Array,
+        **per_layer: jax.Array | None,
     ) -> tuple[jax.Array, Carry]:
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        own = wanted(self.mixer, per_layer | {"key": keys[2]})
         v = apply_norm(self.norm, x, mask=mask, train=train) if self.prenorm else x
-        v, carry = self.mixer(v, carry, reset=reset, **wanted(self.mixer, per_layer))
+        v, carry = self.mixer(v, carry, reset=reset, **own)
         v = self._gate(self._drop(nnx.gelu(v), keys[0]))
         z = x + self._drop(v, keys[1])
         if not self.prenorm:
@@ -252,11 +253,12 @@ class ResidualBlock(Stepping, nnx.Module):
         key: jax.Array | None = None,
         mask: jax.Array | None = None,
         train: bool = False,
-        **per_layer: jax.Array,
+        **per_layer: jax.Array | None,
     ) -> tuple[jax.Array, Carry]:
-        keys = (None, None) if key is None else jax.random.split(key)
+        keys = (None,) * 3 if key is None else jax.random.split(key, 3)
+        own = wanted(self.mixer, per_layer | {"key": keys[2]})
         v = apply_norm(self.norm, x, mask=mask, train=train)
-        v, carry = self.mixer(v, carry, reset=reset, **wanted(self.mixer, per_layer))
+        v, carry = self.mixer(v, carry, reset=reset, **own)
         z = x + self._drop(v, keys[0])
         v = apply_norm(self.mlp_norm, z, mask=mask, train=train)
         v = apply_mlp(self.mlp, v, train=train)

@@ -183,6 +183,21 @@ def causal_conv1d(
     return out, window[:, 1:]
 
 
+def fft_conv(u: Array, kernel: Array, *, bidirectional: bool = False) -> Array:
+    """Sum over the taps of both kernels one by one. See `ssm.ops.fft_conv`.
+
+    Shapes: u (B, T, D); kernel (D, L) or (2, D, L). Returns y (B, T, D).
+    """
+    dtype = np.complex128 if np.iscomplexobj(u) else np.float64
+    u, kernel = np.asarray(u, dtype), np.asarray(kernel, dtype)
+    after, before = kernel if bidirectional else (kernel, np.zeros_like(kernel))
+    y, time = np.zeros(u.shape, dtype), u.shape[1]
+    for j in range(kernel.shape[-1]):
+        y[:, j:] += after[:, j] * u[:, : time - j]
+        y[:, : time - j - 1] += before[:, j] * u[:, j + 1 :]
+    return y
+
+
 def _sigmoid(z: Array) -> Array:
     """1 / (1 + exp(-z)), to full relative precision on both sides."""
     small = np.exp(-np.abs(z))

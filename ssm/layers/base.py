@@ -1,5 +1,6 @@
 """What every sequence layer has in common."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
@@ -53,7 +54,8 @@ class SequenceLayer(Stepping, nnx.Module):
       recurrence_parameters: names of the parameters that decide the dynamics and want a
         smaller learning rate and no weight decay (see `ssm.param_groups`).
       per_layer: names of further keywords of the call, for values that a model works
-        out for all of its layers at once (see `ssm.models.stack.Coupled`).
+        out for all of its layers at once (see `ssm.models.stack.Coupled`), and "key" if
+        the layer takes a PRNG key for what is random in training.
     """
 
     causal: bool = True
@@ -84,6 +86,27 @@ def document_ends(reset: jax.Array | None) -> jax.Array | None:
     if reset is None:
         return None
     return jnp.concatenate([reset[:, 1:], jnp.ones_like(reset[:, :1])], axis=1)
+
+
+def strictly_ahead(
+    run: Callable[[Any, jax.Array | None], jax.Array],
+    inputs: Any,
+    reset: jax.Array | None,
+) -> jax.Array:
+    """What a causal map makes of the reversed sequence, of all that follows a step.
+
+        y_t = run of x_{T-1}, ..., x_{t+1}
+
+    `run(inputs, reset)` maps a pytree of arrays (B, T, ...) to y (B, T, D); documents
+    start where `reset` (B, T) says, and no y sees another one.
+    """
+    ends = document_ends(reset)
+    reversed_inputs, starts = jax.tree.map(
+        lambda x: jnp.flip(x, axis=1), (inputs, ends)
+    )
+    y = jnp.flip(run(reversed_inputs, starts), axis=1)
+    y = jnp.concatenate([y[:, 1:], jnp.zeros_like(y[:, :1])], axis=1)
+    return y if ends is None else jnp.where(ends[..., None], 0, y)
 
 
 def check_input(layer: nnx.Module, x: jax.Array, width: int) -> None:

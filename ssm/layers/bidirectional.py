@@ -37,14 +37,19 @@ class Bidirectional(SequenceLayer):
         carry: Carry = None,
         *,
         reset: jax.Array | None = None,
+        key: jax.Array | None = None,
         **per_layer: jax.Array,
     ) -> tuple[jax.Array, Carry]:
         if carry is not None:
             raise refuse_carry(self)
-        y, _ = self.forward(x, reset=reset, **per_layer)
+        keys = (None, None) if key is None else jax.random.split(key)
+        own, other = (
+            per_layer | ({"key": k} if "key" in self.per_layer else {}) for k in keys
+        )
+        y, _ = self.forward(x, reset=reset, **own)
         ends = document_ends(reset)
         starts = None if ends is None else jnp.flip(ends, axis=1)
-        z, _ = self.backward(jnp.flip(x, axis=1), reset=starts, **per_layer)
+        z, _ = self.backward(jnp.flip(x, axis=1), reset=starts, **other)
         return y + jnp.flip(z, axis=1), None
 
     def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:

@@ -19,6 +19,7 @@ from ssm.layers.base import (
     recurrence_dtype,
     refuse_carry,
 )
+from ssm.layers.complex_maps import from_states, to_states
 
 
 class LRU(SequenceLayer):
@@ -116,15 +117,16 @@ class LRU(SequenceLayer):
         check_input(self, x, self.d_model)
         if not self.causal and carry is not None:
             raise refuse_carry(self)
-        u = self._input(x)  # gamma * (B x), (B, T, N) complex
+        u = self._input(x)
         scan = functools.partial(
             ops.linear_scan, u, self.decay(), implementation=self.implementation
         )
         h, carry = scan(h0=carry, reset=reset)
-        y = self._output(h, self.c_re, self.c_im)
+        y = from_states(h, self.c_re[...], self.c_im[...], dtype=self.dtype)
         if not self.causal:
             g, _ = scan(reset=document_ends(reset), reverse=True)
-            y, carry = y + self._output(g, self.c2_re, self.c2_im), None
+            c2 = self.c2_re[...], self.c2_im[...]
+            y, carry = y + from_states(g, *c2, dtype=self.dtype), None
         x, d = promote_dtype((x, self.d[...]), dtype=self.dtype)
         return y.astype(x.dtype) + d[None, None] * x, carry
 
@@ -134,20 +136,10 @@ class LRU(SequenceLayer):
         return jnp.exp(jax.lax.complex(-nu, theta))
 
     def _input(self, x):
-        """As one real product: gamma * (B x), (B, T, d_model) -> (B, T, N) complex."""
+        """The inputs of the states, gamma * (B x), (B, T, N) complex."""
         gamma = jnp.exp(self.gamma_log[...])[:, None]
-        b = jnp.concatenate([gamma * self.b_re[...], gamma * self.b_im[...]])
-        state_dtype = b.dtype
-        x, b = promote_dtype((x, b), dtype=self.dtype)
-        u = jnp.einsum("bth,nh->btn", x, b, preferred_element_type=state_dtype)
-        return jax.lax.complex(u[..., : self.d_state], u[..., self.d_state :])
-
-    def _output(self, h, c_re, c_im):
-        """As one real product: Re(C h), (B, T, N) complex -> (B, T, d_model)."""
-        c = jnp.concatenate([c_re[...], -c_im[...]], axis=1)
-        h = jnp.concatenate([jnp.real(h), jnp.imag(h)], axis=-1)
-        h, c = promote_dtype((h, c), dtype=self.dtype)
-        return jnp.einsum("btn,hn->bth", h, c)
+        b_re, b_im = gamma * self.b_re[...], gamma * self.b_im[...]
+        return to_states(x, b_re, b_im, dtype=self.dtype)
 
     def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:
         if not self.causal:

@@ -95,10 +95,10 @@ class MiniMaxBlock(Stepping, nnx.Module):
         key: jax.Array | None = None,
         mask: jax.Array | None = None,
         train: bool = False,
-        **per_layer: jax.Array,
+        **per_layer: jax.Array | None,
     ) -> tuple[jax.Array, Carry]:
         u = self.norm(x)
-        own = wanted(self.mixer, per_layer)
+        own = wanted(self.mixer, per_layer | {"key": key})
         z, carry = self.mixer(u, carry, reset=reset, **own)
         v = self.mlp_norm(self.alpha * u + z)
         return self.alpha * v + apply_mlp(self.mlp, v, train=train), carry

@@ -1,6 +1,7 @@
 """Pure functions on arrays: the API for users of any framework, or of none."""
 
 from ssm.ops.causal_conv1d import causal_conv1d
+from ssm.ops.fft_conv import fft_conv
 from ssm.ops.hgrn_scan import hgrn_scan
 from ssm.ops.lightning_attention import lightning_attention
 from ssm.ops.linear_scan import linear_scan
@@ -10,6 +11,7 @@ from ssm.ops.sharding import axis_names
 __all__ = [
     "axis_names",
     "causal_conv1d",
+    "fft_conv",
     "hgrn_scan",
     "lightning_attention",
     "linear_scan",

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from pallas_kernels.varying import vary_over, varying_axes
 from ssm.ops.sequence_parallel import along_time
 
 T = TypeVar("T")
@@ -58,14 +59,9 @@ def vary_alike(arrays: T, *also: str) -> T:
     loop carries must have one type from the first step on, and zeros vary over nothing.
     `also` names further axes.
     """
-    axes = [jax.typeof(a).manual_axis_type.varying for a in jax.tree.leaves(arrays)]
+    axes = map(varying_axes, jax.tree.leaves(arrays))
     everywhere: frozenset[str] = frozenset(also).union(*axes)
-
-    def cast(array: jax.Array) -> jax.Array:
-        missing = everywhere - jax.typeof(array).manual_axis_type.varying
-        return lax.pcast(array, tuple(missing), to="varying") if missing else array
-
-    return jax.tree.map(cast, arrays)
+    return jax.tree.map(lambda array: vary_over(array, everywhere), arrays)
 
 
 def spread(
@@ -126,12 +122,6 @@ def spread(
         cleared = reset.any(1).reshape(-1, *(1,) * (decay.ndim - 1))
         return jnp.where(cleared, jnp.zeros_like(decay), decay)
 
-    # A device kernel wants every axis manual, those of one device too. Axes that the
-    # ops have no name for are left to XLA.
-    wrapped = {n for n, size in _free_axes(mesh).items() if size == 1 or n in _known()}
-    if mesh.empty or mesh.size == 1 or not wrapped:
-        return on_device(inputs, state)
-
     def spec(letters):
         return PartitionSpec(*(mapped.get(letter) for letter in letters))
 
@@ -140,14 +130,64 @@ def spread(
         for letters, array in zip(axes, inputs, strict=True)
     )
     in_specs = (of_inputs, spec(state_axes))
+    out_specs = spec(out_axes), spec(state_axes)
+    return _on_devices(mesh, on_device, (inputs, state), in_specs, out_specs)
+
+
+def whole_sequences(
+    op: str,
+    local: Callable[..., jax.Array],
+    inputs: tuple[jax.Array, ...],
+    *,
+    axes: tuple[str, ...],
+    out_axes: str,
+) -> jax.Array:
+    """Runs `local(*inputs)`, which needs all of time, on the devices of the mesh.
+
+    The mesh axis for time takes a part of the width beside the one for the width, if
+    the two divide it, so that what is sharded over time is exchanged against channels.
+    If not, its devices do the same work. Otherwise as in `spread`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    free, sizes = _free_axes(mesh), _sizes(axes, inputs)
+    laid_out = _assign(op, mesh, sizes, None)
+    mapped = {letter: name for letter, name in laid_out.items() if letter != "t"}
+    over_width = tuple(n for n in (_names.width, _names.time) if free.get(n, 1) > 1)
+    if over_width and sizes["d"] % math.prod(free[name] for name in over_width) == 0:
+        mapped["d"] = over_width
+
+    def spec(letters, of=mapped):
+        return PartitionSpec(*(of.get(letter) for letter in letters))
+
+    out = _on_devices(mesh, local, inputs, tuple(map(spec, axes)), spec(out_axes))
+    if AxisType.Explicit in mesh.axis_types:
+        return jax.reshard(out, spec(out_axes, laid_out))
+    return out
+
+
+def _on_devices(
+    mesh: AbstractMesh,
+    function: Callable[..., T],
+    arguments: tuple[Any, ...],
+    in_specs: Any,
+    out_specs: Any,
+) -> T:
+    """`function(*arguments)`, in a `shard_map` where the mesh has axes for the ops."""
+    # A device kernel wants every axis manual, those of one device too. Axes that the
+    # ops have no name for are left to XLA.
+    wrapped = {n for n, size in _free_axes(mesh).items() if size == 1 or n in _known()}
+    if mesh.empty or mesh.size == 1 or not wrapped:
+        return function(*arguments)
     if AxisType.Explicit in mesh.axis_types:  # where arrays come as a shard_map wants
-        inputs, state = jax.tree.map(jax.reshard, (inputs, state), in_specs)
+        arguments = jax.tree.map(jax.reshard, arguments, in_specs)
     return jax.shard_map(
-        on_device,
-        in_specs=in_specs,
-        out_specs=(spec(out_axes), spec(state_axes)),
-        axis_names=wrapped,
-    )(inputs, state)
+        function, in_specs=in_specs, out_specs=out_specs, axis_names=wrapped
+    )(*arguments)
+
+
+def shards_time() -> bool:
+    """Whether the ambient mesh has an axis over which the ops shard time."""
+    return _free_axes(jax.sharding.get_abstract_mesh()).get(_names.time, 1) > 1
 
 
 def constrain(x: jax.Array, axes: str) -> jax.Array:

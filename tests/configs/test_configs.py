@@ -11,8 +11,8 @@ from configs.lm import bytes as lm_bytes
 from configs.lra import listops
 from experiments.builders import BLOCKS, MIXERS
 
-VARIANTS = [(digits, "lru")]
-VARIANTS += [(delayed, family) for family in delayed.MODELS]
+VARIANTS = [(module, f) for module in (digits, delayed) for f in module.MODELS]
+VARIANTS += [(delayed, "lstm,chrono"), (delayed, "gru,chrono")]
 VARIANTS += [
     (module, family + modifier)
     for module in (listops, lm_bytes)
@@ -93,6 +93,18 @@ def test_hgrn_has_the_published_settings():
     assert optimizer.recurrence_factor == 1.0
     assert (config.train.steps, config.train.batch_size) == (50_000, 128)
     assert optimizer.warmup_fraction * config.train.steps == 5_000
+
+
+@pytest.mark.parametrize("family", delayed.MODELS)
+def test_chrono_is_for_gates(family):
+    """The longest memory is 1.5 times the delay, as in the paper's copy task."""
+    if family not in ("lstm", "gru"):
+        with pytest.raises(ValueError, match="modifier 'chrono' .* known: none"):
+            delayed.get_config(f"{family},chrono")
+        return
+    assert delayed.get_config(family).model.mixer.chrono == 0
+    config = delayed.get_config(f"{family},chrono")
+    assert (config.task.delay, config.model.mixer.chrono) == (200, 300)
 
 
 def test_minimax_has_the_published_proportions():

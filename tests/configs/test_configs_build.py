@@ -58,6 +58,7 @@ def fitting():
     """All variants; of the newer families the small ones have every part too."""
     for module, variant in VARIANTS:
         slow = variant in ("hgrn", "hgrn2", "transnormer", "minimax")
+        slow |= module is listops and variant in ("lstm", "gru", "linear_rnn")
         name = f"{module.__name__}:{variant}"
         marks = pytest.mark.slow if slow else ()
         yield pytest.param(module, variant, id=name, marks=marks)
@@ -92,6 +93,7 @@ TINY = [(module, family) for module in (listops, lm_bytes) for family in module.
         (lm_bytes, "hgrn"),
         (listops, "hgrn2"),
         (listops, "transnormer"),
+        (listops, "lstm"),
         (lm_bytes, "minimax"),
     ),
 )

@@ -1,4 +1,4 @@
-"""Runs of the small language models: killed, gone on with, and asked for text."""
+"""Small models of each family: killed, gone on with, and asked for text."""
 
 import signal
 import time
@@ -14,7 +14,6 @@ from tests.experiments.test_process import (
 
 STEPS = 30
 SHORT = (
-    "--config.task.length=32",
     f"--config.train.steps={STEPS}",
     "--config.train.batch_size=8",
     "--config.evaluate.every_steps=15",
@@ -29,11 +28,34 @@ SHORT = (
 def test_a_killed_run_ends_the_same_and_generates(family, launch, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question\n" * 500)
-    config = f"--config=configs/lm/bytes.py:{family},tiny"
+    flags = (
+        f"--config=configs/lm/bytes.py:{family},tiny",
+        f"--config.data.path={text}",
+        "--config.task.length=32",
+    )
+    workdir = run_killed_and_whole(launch, tmp_path, *flags)
+    flags = ["--prompt=to be", "--max_new_tokens=8", f"--workdir={workdir}"]
+    out, _ = finish(launch("experiments.generate", *flags))
+    assert out.startswith("to be") and len(out.strip()) > len("to be")
+
+
+@pytest.mark.slow
+def test_a_killed_run_draws_the_same_zoneout(launch, tmp_path):
+    run_killed_and_whole(
+        launch,
+        tmp_path,
+        "--config=configs/copying/delayed.py:lstm,chrono",
+        "--config.task.delay=10",
+        "--config.model.mixer.zoneout_h=0.2",
+        "--config.model.mixer.zoneout_c=0.2",
+    )
+
+
+def run_killed_and_whole(launch, tmp_path, *flags):
+    """Hold that both runs end the same; return the folder of the killed one."""
 
     def start(workdir):
-        flags = [config, f"--workdir={workdir}", f"--config.data.path={text}", *SHORT]
-        return launch("experiments.main", *flags)
+        return launch("experiments.main", f"--workdir={workdir}", *flags, *SHORT)
 
     whole, workdir = tmp_path / "whole", tmp_path / "killed"
     finish(start(whole))
@@ -46,7 +68,4 @@ def test_a_killed_run_ends_the_same_and_generates(family, launch, tmp_path):
     out, _ = finish(start(workdir))
     assert "going on from the checkpoint of step" in out
     assert_same_run(workdir, whole, STEPS)
-
-    flags = ["--prompt=to be", "--max_new_tokens=8", f"--workdir={workdir}"]
-    out, _ = finish(launch("experiments.generate", *flags))
-    assert out.startswith("to be") and len(out.strip()) > len("to be")
+    return workdir

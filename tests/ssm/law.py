@@ -24,7 +24,7 @@ def run_chunks(module, x, bounds, reset):
     return jnp.concatenate(outputs, axis=1), carry
 
 
-def run_steps(module, x, reset):
+def run_steps(module, x, reset, carry=None):
     """The same step by step: a scan, which compiles one step instead of all."""
     graphdef, state = nnx.split(module)
 
@@ -33,8 +33,9 @@ def run_steps(module, x, reset):
         y, carry = nnx.merge(graphdef, state).step(x_t, carry, reset=reset_t)
         return carry, y
 
-    carry = module.init_carry(x.shape[0], max_length=x.shape[1])
-    steps = jnp.swapaxes(x, 0, 1), jnp.swapaxes(reset, 0, 1)
+    if carry is None:
+        carry = module.init_carry(x.shape[0], max_length=x.shape[1])
+    steps = jax.tree.map(lambda v: jnp.swapaxes(v, 0, 1), (x, reset))
     carry, outputs = jax.lax.scan(step, carry, steps)
     return jnp.swapaxes(outputs, 0, 1), carry
 

@@ -24,6 +24,7 @@ from benchmarks import (
     ops,
     recurrent_gemma,
     runner,
+    state_spaces,
     train_step,
 )
 from benchmarks.harness import ROOT, environment
@@ -51,6 +52,7 @@ def main() -> None:
         "recurrent_gemma": functools.partial(
             recurrent_gemma.run, options.recurrent_gemma
         ),
+        "state_spaces": state_spaces.run,
         "runner": runner.run,
         "listops": listops.run,
         "import_cost": import_cost.run,

@@ -269,6 +269,7 @@ def s4(
     n_layers: int,
     d_state: int,
     l_max: int,
+    steps: tuple[float, float] = (1e-3, 1e-1),
     bidirectional: bool = False,
     norm: str = "layer",
     final_norm: str = "none",
@@ -279,8 +280,7 @@ def s4(
         "d_state": d_state,  # of a channel, both of each conjugate pair
         "l_max": l_max,  # the longest sequence
         "n_ssm": 1,  # channels take so many state matrices in turns
-        "dt_min": 1e-3,  # the first step sizes lie between these
-        "dt_max": 1e-1,
+        **_step_sizes(steps),
         "bidirectional": bidirectional,
     }
     return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
@@ -292,12 +292,13 @@ def s4d(
     n_layers: int,
     d_state: int,
     init: str = "lin",
+    steps: tuple[float, float] = (1e-3, 1e-1),
     bidirectional: bool = False,
     norm: str = "layer",
     final_norm: str = "none",
 ) -> Model:
     """S4D: a diagonal state space for each channel (2206.11893)."""
-    mixer = {"name": "s4d"} | _diagonal(d_state, init, bidirectional)
+    mixer = {"name": "s4d"} | _diagonal(d_state, init, steps, bidirectional)
     return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
 
 
@@ -309,6 +310,7 @@ def liquid_s4(
     liquid: str,
     order: int = 2,
     init: str = "lin",
+    steps: tuple[float, float] = (1e-3, 1e-1),
     bidirectional: bool = False,
     norm: str = "layer",
     final_norm: str = "none",
@@ -319,7 +321,7 @@ def liquid_s4(
         "liquid": liquid,  # "exact" | "order" | "kb" | "pb" | "none"
         "order": order,  # most inputs in a product, for "order", "kb" and "pb"
         "bound": "safe",  # "safe" | "tanh" | "none": of what is added, "exact", "order"
-    } | _diagonal(d_state, init, bidirectional)
+    } | _diagonal(d_state, init, steps, bidirectional)
     return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
 
 
@@ -329,6 +331,7 @@ def s5(
     n_layers: int,
     d_state: int,
     n_blocks: int = 1,
+    steps: tuple[float, float] = (1e-3, 1e-1),
     bidirectional: bool = False,
     norm: str = "layer",
     final_norm: str = "none",
@@ -341,22 +344,26 @@ def s5(
         "discretization": "zoh",  # "zoh" | "bilinear"
         "c_init": "trunc_standard_normal",  # | "lecun_normal" | "complex_normal"
         "clip_eigenvalues": False,  # real parts at -1e-4
-        "dt_min": 1e-3,  # the first step sizes lie between these
-        "dt_max": 1e-1,
+        **_step_sizes(steps),
         "bidirectional": bidirectional,
     }
     return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
 
 
-def _diagonal(d_state: int, init: str, bidirectional: bool) -> dict[str, Any]:
+def _diagonal(
+    d_state: int, init: str, steps: tuple[float, float], bidirectional: bool
+) -> dict[str, Any]:
     return {
         "d_state": d_state,  # of a channel, both of each conjugate pair
         "init": init,  # "lin" | "inv" | "legs" | "real": the first eigenvalues
         "discretization": "zoh",  # "zoh" | "bilinear"
-        "dt_min": 1e-3,  # the first step sizes lie between these
-        "dt_max": 1e-1,
+        **_step_sizes(steps),
         "bidirectional": bidirectional,
     }
+
+
+def _step_sizes(steps: tuple[float, float]) -> dict[str, float]:
+    return dict(zip(("dt_min", "dt_max"), steps, strict=True))  # the first ones
 
 
 def _in_s4_blocks(

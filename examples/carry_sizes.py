@@ -25,6 +25,11 @@ def layers(width: int) -> dict[str, MakeLayer]:
     makes: dict[str, MakeLayer] = {
         f"`LRU`, {width} complex states": functools.partial(ssm.LRU, width, width),
         "`RGLRU`": functools.partial(ssm.RGLRU, width, HEADS),
+        "`S4`, `S4D`, `LiquidS4`, N 64": functools.partial(ssm.S4D, width, 64),
+        f"`S5`, N {width}": functools.partial(ssm.S5, width, width),
+        "`LSTM`": functools.partial(ssm.LSTM, width),
+        "`GRU`": functools.partial(ssm.GRU, width),
+        f"`LinearRNN`, N {width}": functools.partial(ssm.LinearRNN, width, width),
         "`CausalConv1D`, 4 steps": functools.partial(ssm.CausalConv1D, width, 4),
         "`HGRU`, complex": functools.partial(ssm.HGRU, width),
         "`HGRU`, real": functools.partial(ssm.HGRU, width, real=True),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssm.layers.base import Carry, SequenceLayer, Stepping
+from ssm.layers.base import Carry, SequenceLayer, Stepping, wanted
 from ssm.layers.mixture_of_experts import MixtureOfExperts
 
 Norm = Literal["layer", "rms", "gemma", "batch"] | Callable[..., nnx.Module]
@@ -101,11 +101,6 @@ class GemmaNorm(nnx.Module):
         return (x * (1 + scale).reshape((1,) * (x.ndim - 1) + (-1,))).astype(dtype)
 
 
-def wanted(mixer: SequenceLayer, per_layer: dict[str, Any]) -> dict[str, Any]:
-    """What of a model's values for each layer, or of a key for it, this one takes."""
-    return {name: per_layer[name] for name in mixer.per_layer if name in per_layer}
-
-
 def apply_mlp(mlp: nnx.Module, x: jax.Array, *, train: bool) -> jax.Array:
     """A map of each step, of which experts alone want to know if they are trained."""
     return mlp(x, train=train) if isinstance(mlp, MixtureOfExperts) else mlp(x)
@@ -174,7 +169,7 @@ class S4Block(Stepping, nnx.Module):
         **per_layer: jax.Array | None,
     ) -> tuple[jax.Array, Carry]:
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        own = wanted(self.mixer, per_layer | {"key": keys[2]})
+        own = wanted(self.mixer, per_layer | {"key": keys[2], "mask": mask})
         v = apply_norm(self.norm, x, mask=mask, train=train) if self.prenorm else x
         v, carry = self.mixer(v, carry, reset=reset, **own)
         v = self._gate(self._drop(nnx.gelu(v), keys[0]))
@@ -256,7 +251,7 @@ class ResidualBlock(Stepping, nnx.Module):
         **per_layer: jax.Array | None,
     ) -> tuple[jax.Array, Carry]:
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
-        own = wanted(self.mixer, per_layer | {"key": keys[2]})
+        own = wanted(self.mixer, per_layer | {"key": keys[2], "mask": mask})
         v = apply_norm(self.norm, x, mask=mask, train=train)
         v, carry = self.mixer(v, carry, reset=reset, **own)
         z = x + self._drop(v, keys[0])

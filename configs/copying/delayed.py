@@ -1,8 +1,6 @@
 """Delayed copy: ten symbols, said again after 200 blanks.
 
     python -m experiments.main --config=configs/copying/delayed.py:lru --workdir=DIR
-    python -m experiments.main --config=configs/copying/delayed.py:lstm,chrono \
-        --config.seed=0 --workdir=DIR
 
 The form is that of Arjovsky et al. 2016 (1511.06464), with fresh sequences at every
 step; `--config.task.form=` takes the others (urnn, tcn, s4, s4_reverse, s4_lag), which
@@ -10,7 +8,8 @@ experiments/tasks/delayed_copy.py describes. Accuracy counts the ten answers alo
 0.125 by chance.
 
 Families `lru`, `hawk`, `griffin` (attention over 64 positions, less than the delay),
-`transformer`, `lstm`, `gru` and `linear_rnn`, with 76 to 84 thousand parameters. With
+`transformer`, `lstm`, `gru`, `linear_rnn`, `s4`, `s4d`, `s5`, `liquid_s4` (exact) and
+`liquid_s4_kb`, with 73 to 84 thousand parameters. With
 `chrono` the gates of `lstm` and `gru` start with memories of up to 300 positions, 1.5
 times the delay, as in Tallec and Ollivier 2018 (1804.11188), section 3.
 
@@ -18,15 +17,17 @@ Measured with `lru` on two CPU cores, validation accuracy: 0.766 at step 100 (17
 0.984 at step 150 (26 s), 1.000 at step 200 (35 s); one seed, compiling and evaluating
 included. The threshold of 0.995 falls between the last two.
 
-Measured with `lstm`, by the commands above, test accuracy after 3,000 steps:
+Measured with `lstm`, by `--config=configs/copying/delayed.py:lstm,chrono` and without
+`,chrono`, and with `--config.seed=0` and 1, test accuracy after 3,000 steps:
 
                    seed 0    seed 1
     lstm           0.215     0.293
     lstm,chrono    0.973     0.845
 
 in 12 to 13 minutes each, two at a time on two CPU cores with other work on them. All
-have the same learning rate, which was chosen on `lstm,chrono`. `linear_rnn` was not
-trained.
+have the same learning rate, which was chosen on `lstm,chrono`; with a quarter of it
+`lstm` ends at 0.258 (seed 0, training accuracy). `gru` and `linear_rnn` were not
+trained to an end.
 """
 
 from ml_collections import ConfigDict
@@ -43,6 +44,15 @@ MODELS = {
     "lstm": families.lstm(d_model=80, n_layers=1, d_ff=96),
     "gru": families.gru(d_model=88, n_layers=1, d_ff=112),
     "linear_rnn": families.linear_rnn(d_model=64, n_layers=1, d_state=208),
+    "s4": families.s4(d_model=132, n_layers=1, d_state=256, l_max=220),
+    "s4d": families.s4d(d_model=120, n_layers=1, d_state=128),
+    "s5": families.s5(d_model=64, n_layers=1, d_state=512),
+    "liquid_s4": families.liquid_s4(
+        d_model=120, n_layers=1, d_state=128, liquid="exact"
+    ),
+    "liquid_s4_kb": families.liquid_s4(
+        d_model=120, n_layers=1, d_state=128, liquid="kb", order=3
+    ),
 }
 GATED = ("lstm", "gru")
 

@@ -27,6 +27,13 @@ reports 50.4 % for its dense linear RNN, in the blocks of `lru`; ours starts wit
 eigenvalues in a disk of radius 0.95, since with 1 states grow as far as 1e23 over 2,000
 steps. None was trained.
 
+`s4`, `s4d`, `s5`, `liquid_s4` (exact) and `liquid_s4_kb` (products of up to three
+inputs) are of those sizes too, 0.97 to 1.00 million parameters, looking back only, and
+with `tiny` 0.07 to 0.08 million in both directions. Their published settings are
+others; 59.6 % (S4), 60.5 % (S4D), 62.2 % (S5) and 62.75 % on validation (Liquid-S4, by
+code that computes another model, see `ssm.layers.LiquidS4Released`) are reported with
+those. None was trained to its end.
+
 `hgrn` is that of Qin et al. 2023 (2311.04823), bidirectional, with the values of its
 authors' launch script: width 32, 6 layers, batch norm, batches of 128, AdamW with a
 rate of 5e-4 and a decay of 0.01, 50,000 steps of which 5,000 warm up. 59.95 % test
@@ -86,6 +93,15 @@ MODELS = {
     "linear_rnn": families.linear_rnn(
         d_model=128, n_layers=6, d_state=256, radius=0.95, norm="batch"
     ),
+    "s4": families.s4(d_model=268, n_layers=6, d_state=64, l_max=2_000, norm="batch"),
+    "s4d": families.s4d(d_model=238, n_layers=6, d_state=64, norm="batch"),
+    "s5": families.s5(d_model=128, n_layers=6, d_state=512, n_blocks=8, norm="batch"),
+    "liquid_s4": families.liquid_s4(
+        d_model=270, n_layers=6, d_state=16, liquid="exact", norm="batch"
+    ),
+    "liquid_s4_kb": families.liquid_s4(
+        d_model=270, n_layers=6, d_state=16, liquid="kb", order=3, norm="batch"
+    ),
 }
 TINY = {
     "lru": families.lru(
@@ -134,6 +150,17 @@ TINY = {
     "gru": families.gru(d_model=48, n_layers=2, d_ff=96, bidirectional=True),
     "linear_rnn": families.linear_rnn(
         d_model=64, n_layers=2, d_state=64, radius=0.9, bidirectional=True
+    ),
+    "s4": families.s4(
+        d_model=120, n_layers=2, d_state=32, l_max=128, bidirectional=True
+    ),
+    "s4d": families.s4d(d_model=108, n_layers=2, d_state=32, bidirectional=True),
+    "s5": families.s5(d_model=64, n_layers=2, d_state=128, bidirectional=True),
+    "liquid_s4": families.liquid_s4(
+        d_model=116, n_layers=2, d_state=8, liquid="exact", bidirectional=True
+    ),
+    "liquid_s4_kb": families.liquid_s4(
+        d_model=116, n_layers=2, d_state=8, liquid="kb", order=3, bidirectional=True
     ),
 }
 

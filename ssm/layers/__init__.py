@@ -14,6 +14,7 @@ from ssm.layers.hgru2d import HGRU2D
 from ssm.layers.lightning_attention import DecaySlopes, LightningAttention
 from ssm.layers.linear_rnn import LinearRNN
 from ssm.layers.liquid_s4 import LiquidS4
+from ssm.layers.liquid_s4_released import LiquidS4Released
 from ssm.layers.local_attention import LocalAttention
 from ssm.layers.lower_bounds import LowerBounds
 from ssm.layers.lru import LRU
@@ -45,6 +46,7 @@ __all__ = [
     "GriffinRecurrence",
     "LightningAttention",
     "LiquidS4",
+    "LiquidS4Released",
     "LinearRNN",
     "LocalAttention",
     "LowerBounds",

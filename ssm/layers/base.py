@@ -54,8 +54,9 @@ class SequenceLayer(Stepping, nnx.Module):
       recurrence_parameters: names of the parameters that decide the dynamics and want a
         smaller learning rate and no weight decay (see `ssm.param_groups`).
       per_layer: names of further keywords of the call, for values that a model works
-        out for all of its layers at once (see `ssm.models.stack.Coupled`), and "key" if
-        the layer takes a PRNG key for what is random in training.
+        out for all of its layers at once (see `ssm.models.stack.Coupled`); "key" if the
+        layer takes a PRNG key for what is random in training; "mask" if it looks at
+        the mask (B, T) of the valid steps of padded sequences, and not at a reset.
     """
 
     causal: bool = True
@@ -70,6 +71,11 @@ class SequenceLayer(Stepping, nnx.Module):
     def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:
         """The carry before the first step. Only full attention needs `max_length`."""
         raise NotImplementedError
+
+
+def wanted(mixer: SequenceLayer, values: dict[str, Any]) -> dict[str, Any]:
+    """Of what a model or a block has for its mixers, that which this one takes."""
+    return {name: values[name] for name in mixer.per_layer if name in values}
 
 
 def recurrence_dtype(param_dtype: DTypeLike) -> jnp.dtype:

@@ -1,9 +1,17 @@
 """Any layer, run in both directions of time."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from ssm.layers.base import Carry, SequenceLayer, document_ends, refuse_carry
+from ssm.layers.base import (
+    Carry,
+    SequenceLayer,
+    document_ends,
+    refuse_carry,
+    wanted,
+)
 
 
 class Bidirectional(SequenceLayer):
@@ -38,18 +46,19 @@ class Bidirectional(SequenceLayer):
         *,
         reset: jax.Array | None = None,
         key: jax.Array | None = None,
+        mask: jax.Array | None = None,
         **per_layer: jax.Array,
     ) -> tuple[jax.Array, Carry]:
         if carry is not None:
             raise refuse_carry(self)
         keys = (None, None) if key is None else jax.random.split(key)
-        own, other = (
-            per_layer | ({"key": k} if "key" in self.per_layer else {}) for k in keys
+        own: dict[str, Any] = {"key": keys[0], "mask": mask}
+        y, _ = self.forward(x, reset=reset, **wanted(self, per_layer | own))
+        x, ends, mask = jax.tree.map(
+            lambda v: jnp.flip(v, axis=1), (x, document_ends(reset), mask)
         )
-        y, _ = self.forward(x, reset=reset, **own)
-        ends = document_ends(reset)
-        starts = None if ends is None else jnp.flip(ends, axis=1)
-        z, _ = self.backward(jnp.flip(x, axis=1), reset=starts, **other)
+        own = {"key": keys[1], "mask": mask}
+        z, _ = self.backward(x, reset=ends, **wanted(self, per_layer | own))
         return y + jnp.flip(z, axis=1), None
 
     def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:

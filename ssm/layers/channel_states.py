@@ -13,7 +13,7 @@ from ssm.ops.sharding import shards_time
 
 # States of a chunk, all sequences and steps together: those that a cache holds, or a
 # small part of a device's memory. Measured on a CPU, as the fewest steps are.
-MOST_STATES = {"cpu": 2**16, "gpu": 2**24, "tpu": 2**24}
+MOST_STATES = {"cpu": 2**14, "gpu": 2**24, "tpu": 2**24}
 LEAST_STEPS = 4
 
 
@@ -51,6 +51,7 @@ def in_chunks(
     batch, time = jax.tree.leaves(inputs)[0].shape[:2]
     of_a_step = sum(leaf.size for leaf in jax.tree.leaves(state))
     steps = max(LEAST_STEPS, MOST_STATES[platform()] // of_a_step)
+    steps -= steps % 8 if steps > 8 else 0  # whole tiles of a TPU
     if steps >= time or shards_time():
         return run(state, inputs)
     chunks, rest = divmod(time, steps)

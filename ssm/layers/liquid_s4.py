@@ -134,13 +134,14 @@ class LiquidS4(S4D):
         carry: Carry = None,
         *,
         reset: jax.Array | None = None,
+        mask: jax.Array | None = None,
         dt: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
         if dt is not None and self.liquid not in ("none", "exact"):
             raise ValueError(
                 f"LiquidS4: dt is for liquid='exact' or 'none', not {self.liquid!r}"
             )
-        y, carry = super().__call__(x, carry, reset=reset, dt=dt)
+        y, carry = self._apply(x, carry, reset, mask, dt)
         if self.liquid == "exact" and self.bound == "none":
             _refuse_overflow(y)
         return y, carry

@@ -52,7 +52,8 @@ class LiquidS4Released(SequenceLayer):
     lengths.
 
     Shapes: x (B, T, d_model) real -> y (B, T, d_model). It is not causal: returns no
-    carry. Sequences of a batch have one length.
+    carry. With `mask` (B, T) bool inputs beyond the end of padded sequences are zeros,
+    as there, and so are their products: one that ends early is without the term.
 
     Args:
       linear: an `S4`, as published, or an `S4D`, in one direction or both.
@@ -69,6 +70,7 @@ class LiquidS4Released(SequenceLayer):
     """
 
     causal = False
+    per_layer = ("mask",)
 
     def __init__(
         self,
@@ -92,17 +94,23 @@ class LiquidS4Released(SequenceLayer):
         self.c_1 = Constant(2 * jnp.sum(jnp.real(c * b[None]), axis=-1))
 
     def __call__(
-        self, x: jax.Array, carry: Carry = None, *, reset: jax.Array | None = None
+        self,
+        x: jax.Array,
+        carry: Carry = None,
+        *,
+        reset: jax.Array | None = None,
+        mask: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
         if carry is not None:
             raise refuse_carry(self)
-        if reset is not None:
+        if reset is not None and mask is None:
             raise ValueError(
-                "LiquidS4Released reads the end of a whole sequence: no documents can "
-                "be packed, and no padding marked, by a reset"
+                "LiquidS4Released reads the end of a whole sequence: documents cannot "
+                "be packed"
             )
-        y, _ = self.linear(x)
+        y, _ = self.linear(x, mask=mask)
         u = x.astype(self.s.dtype)
+        u = u if mask is None else jnp.where(mask[..., None], u, 0)
         term = self._pb(u) if self.liquid == "pb" else self._kb(u)
         return y + term.astype(y.dtype), None
 

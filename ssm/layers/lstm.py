@@ -115,6 +115,7 @@ class LSTM(SequenceLayer):
 
         def step(carry, x_t, key):
             keys = (None, None) if key is None else jax.random.split(key)
+            # The product with x_t stays in the loop: taken out, a CPU is slower.
             (c, h), _ = self.cell(carry, x_t)
             c = zoneout(carry[0], c, self.zoneout_c, keys[0])
             h = zoneout(carry[1], h, self.zoneout_h, keys[1])

@@ -11,19 +11,12 @@ from jax.typing import DTypeLike
 
 from ssm import initializers, ops
 from ssm.layers import dplr
-from ssm.layers.base import (
-    Carry,
-    SequenceLayer,
-    check_carry,
-    check_input,
-    recurrence_dtype,
-    refuse_carry,
-    strictly_ahead,
-)
-from ssm.layers.modes import MODES, Mode, check_choice, check_convolves
+from ssm.layers.base import Carry, recurrence_dtype
+from ssm.layers.channel_state_space import ChannelStateSpace, check_copies
+from ssm.layers.modes import MODES, Mode, check_choice
 
 
-class S4(SequenceLayer):
+class S4(ChannelStateSpace):
     """A state space for each channel, whose matrix is diagonal plus low rank.
 
         x'(t) = (diag(lambda) - P P*) x(t) + B u(t)         y(t) = 2 Re(C x(t)) + D u(t)
@@ -47,8 +40,8 @@ class S4(SequenceLayer):
     bidirectional (d_model, N / 2); d (d_model,) normal. What is held and trained in the
     place of C is C (I - Abar^l_max), at rate one, which is what the transform of K
     wants; C, drawn with variance 1/2 in each component, is worked out again for the
-    recurrence. That takes as long as a kernel: in a loop compiled as one, XLA does it
-    once for all steps.
+    recurrence. That takes about as long as a kernel; XLA moves it out of a loop over
+    steps, but not if that holds a loop over blocks (`scan_layers`).
 
     Args:
       d_model: width of the inputs and outputs.
@@ -105,10 +98,7 @@ class S4(SequenceLayer):
             )
         if l_max < 1:
             raise ValueError(f"S4: l_max={l_max}, wanted the length of sequences")
-        if n_ssm < 1 or d_model % n_ssm:
-            raise ValueError(
-                f"S4: n_ssm={n_ssm}, wanted a divisor of the {d_model} channels"
-            )
+        check_copies(self, n_ssm, d_model)
         self.d_model, self.d_state, self.n_ssm = d_model, d_state, n_ssm
         self.l_max, self.rate, self.mode = l_max, rate, mode
         self.causal, self.dtype = not bidirectional, dtype
@@ -141,21 +131,14 @@ class S4(SequenceLayer):
         return [nnx.Param(v.astype(param_dtype)) for v in (jnp.real(c), jnp.imag(c))]
 
     def __call__(
-        self, x: jax.Array, carry: Carry = None, *, reset: jax.Array | None = None
+        self,
+        x: jax.Array,
+        carry: Carry = None,
+        *,
+        reset: jax.Array | None = None,
+        mask: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
-        check_input(self, x, self.d_model)
-        if not self.causal and carry is not None:
-            raise refuse_carry(self)
-        check_carry(self, carry, x.shape[0])
-        check_convolves(self, self.mode, reset=reset)
-        u = x.astype(self.log_dt.dtype)
-        if self._convolves(x.shape[1], reset):
-            y, carry = self._convolve(u, carry)
-        else:
-            y, carry = self._recur(u, carry, reset)
-        dtype = self.dtype or jnp.promote_types(x.dtype, self.d.dtype)
-        y = y + self.d[...].astype(y.dtype)[None, None] * u
-        return y.astype(dtype), carry
+        return self._apply(x, carry, reset, mask)
 
     def system(self, *, rate: float = 1.0) -> dplr.System:
         """lambda, P, B and dt of all channels, with steps so many times as long."""
@@ -198,11 +181,6 @@ class S4(SequenceLayer):
         wide = self.log_dt.dtype
         return lax.complex(re[...].astype(wide), im[...].astype(wide))
 
-    def _convolves(self, time, reset):
-        if self.mode is not None:
-            return self.mode == "convolution"
-        return time > 1 and reset is None
-
     def _convolve(self, u, carry):
         time = u.shape[1]
         y = ops.fft_conv(u, self.kernel(time), bidirectional=not self.causal)
@@ -210,29 +188,11 @@ class S4(SequenceLayer):
             return y, None
         step = self.step_map()
         if carry is None:
-            return y, dplr.last_state(step, u, self._zeros(u.shape[0]))
+            return y, dplr.last_state(step, u, self._start(u.shape[0]))
         after_a_step = dplr.advance(step, carry)
         y = y + dplr.free_response(step, self.output_map(), after_a_step, time)
         return y, dplr.last_state(step, u, carry)
 
-    def _recur(self, u, carry, reset):
-        step, zeros = self.step_map(), self._zeros(u.shape[0])
-        start = zeros if carry is None else carry
-        y, last = dplr.run(step, self.output_map(), u, start, reset)
-        if self.causal:
-            return y, last
-        c2 = self.output_map(backward=True)
-
-        def ahead(u, reset):
-            return dplr.run(step, c2, u, zeros, reset)[0]
-
-        return y + strictly_ahead(ahead, u, reset), None
-
-    def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:
-        if not self.causal:
-            raise refuse_carry(self)
-        return self._zeros(batch_size)
-
-    def _zeros(self, batch_size):
-        shape = (batch_size, self.d_model, self.d_state // 2)
-        return jnp.zeros(shape, jnp.result_type(self.log_dt.dtype, jnp.complex64))
+    def _run(self, u, dt, reset, carry, *, backward=False):
+        c = self.output_map(backward=backward)
+        return dplr.run(self.step_map(), c, u, carry, reset)

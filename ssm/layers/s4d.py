@@ -11,23 +11,15 @@ from jax.typing import DTypeLike
 
 from ssm import initializers, ops
 from ssm.initializers import DiagonalKind
-from ssm.layers.base import (
-    Carry,
-    SequenceLayer,
-    check_carry,
-    check_input,
-    recurrence_dtype,
-    refuse_carry,
-    strictly_ahead,
-)
+from ssm.layers.base import Carry, recurrence_dtype
+from ssm.layers.channel_state_space import ChannelStateSpace, check_copies
 from ssm.layers.channel_states import in_chunks, scan_states
 from ssm.layers.discretization import DISCRETIZATIONS, Discretization
-from ssm.layers.modes import MODES, Mode, check_choice, check_convolves
+from ssm.layers.modes import MODES, Mode, check_choice
 from ssm.layers.vandermonde import exponential_sum, weighted_states
-from ssm.ops.sharding import shards_time
 
 
-class S4D(SequenceLayer):
+class S4D(ChannelStateSpace):
     """A diagonal state space for each channel, as a convolution or as a recurrence.
 
         h_t = a h_{t-1} + b x_t         y_t = 2 Re sum_n c_n h_{t,n} + D x_t
@@ -106,11 +98,7 @@ class S4D(SequenceLayer):
         check_choice(self, "init", init, get_args(DiagonalKind))
         check_choice(self, "discretization", discretization, DISCRETIZATIONS)
         check_choice(self, "mode", mode, MODES)
-        if n_ssm < 1 or d_model % n_ssm:
-            raise ValueError(
-                f"{type(self).__name__}: n_ssm={n_ssm}, wanted a divisor of the "
-                f"{d_model} channels"
-            )
+        check_copies(self, n_ssm, d_model)
         self.d_model, self.d_state, self.n_ssm = d_model, d_state, n_ssm
         self.discretization, self.rate, self.mode = discretization, rate, mode
         self.causal = not bidirectional
@@ -142,21 +130,10 @@ class S4D(SequenceLayer):
         carry: Carry = None,
         *,
         reset: jax.Array | None = None,
+        mask: jax.Array | None = None,
         dt: jax.Array | None = None,
     ) -> tuple[jax.Array, Carry]:
-        check_input(self, x, self.d_model)
-        if not self.causal and carry is not None:
-            raise refuse_carry(self)
-        check_carry(self, carry, x.shape[0])
-        check_convolves(self, self.mode, reset=reset, dt=dt)
-        u = x.astype(self.log_dt.dtype)
-        if self._convolves(x.shape[1], reset is not None or dt is not None):
-            y, carry = self._convolve(u, carry)
-        else:
-            y, carry = self._recur(u, dt, reset, carry)
-        dtype = self.dtype or jnp.promote_types(x.dtype, self.d.dtype)
-        y = y + self.d[...].astype(y.dtype)[None, None] * u
-        return y.astype(dtype), carry
+        return self._apply(x, carry, reset, mask, dt)
 
     def system(self, dt: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Gives log a and b, (d_model, N / 2) complex; (B, T, d_model, N / 2) by dt."""
@@ -190,11 +167,6 @@ class S4D(SequenceLayer):
         ahead = exponential_sum(log_a, self.output_map(backward=True) * b, length)
         return jnp.stack([kernel, ahead])
 
-    def _convolves(self, time, steps_differ):
-        if self.mode is not None:
-            return self.mode == "convolution"
-        return time > 1 and not steps_differ and not shards_time()
-
     def _convolve(self, u, carry):
         time = u.shape[1]
         y = ops.fft_conv(u, self.kernel(time), bidirectional=not self.causal)
@@ -209,20 +181,7 @@ class S4D(SequenceLayer):
             last = last + jnp.exp(time * log_a)[None] * carry
         return y, last
 
-    def _recur(self, u, dt, reset, carry):
-        start = self._start(u.shape[0])
-        y, last = self._run(u, dt, reset, start if carry is None else carry)
-        if self.causal:
-            return y, last
-
-        def run(inputs, reset):
-            u, dt = inputs
-            return self._run(u, dt, reset, start, backward=True)[0]
-
-        return y + strictly_ahead(run, (u, dt), reset), None
-
     def _run(self, u, dt, reset, carry, *, backward=False):
-        """The recurrence forwards, read by C or C2; y and the carry."""
         return self._scan(self._drive, (u, dt), reset, carry, backward=backward)
 
     def _scan(self, drive, inputs, reset, h0, *, backward):
@@ -242,12 +201,3 @@ class S4D(SequenceLayer):
         log_a, b = self.system(dt)
         b = b[None, None] if dt is None else b
         return jnp.exp(log_a), b * u[..., None]
-
-    def init_carry(self, batch_size: int, *, max_length: int | None = None) -> Carry:
-        if not self.causal:
-            raise refuse_carry(self)
-        return self._start(batch_size)
-
-    def _start(self, batch_size):
-        shape = (batch_size, self.d_model, self.d_state // 2)
-        return jnp.zeros(shape, jnp.result_type(self.log_dt.dtype, jnp.complex64))

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from ssm.blocks import apply_mlp, make_norm, wanted
+from ssm.blocks import apply_mlp, make_norm
 from ssm.layers import Attention, DecaySlopes, LightningAttention, MixtureOfExperts
-from ssm.layers.base import Carry, SequenceLayer, Stepping
+from ssm.layers.base import Carry, SequenceLayer, Stepping, wanted
 from ssm.models.around import around_each
 from ssm.models.hgrn import plain_head
 from ssm.models.language_model import LanguageModel
@@ -98,7 +98,7 @@ class MiniMaxBlock(Stepping, nnx.Module):
         **per_layer: jax.Array | None,
     ) -> tuple[jax.Array, Carry]:
         u = self.norm(x)
-        own = wanted(self.mixer, per_layer | {"key": key})
+        own = wanted(self.mixer, per_layer | {"key": key, "mask": mask})
         z, carry = self.mixer(u, carry, reset=reset, **own)
         v = self.mlp_norm(self.alpha * u + z)
         return self.alpha * v + apply_mlp(self.mlp, v, train=train), carry

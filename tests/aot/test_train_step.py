@@ -84,6 +84,27 @@ def test_the_kernels_are_run_on_what_is_there(step, topology):
     assert report["largest_exchange"]["all-reduce"] <= 1.01 * report["parameters"]
 
 
+# S5 forward and backward. Liquid-S4 runs in chunks of time and in a rest: in a loop and
+# after it, forward, and backward, where the loop makes its states again.
+STATE_SPACES = {"s5": 2, "liquid_s4": 5}
+
+
+@pytest.mark.parametrize(
+    ("step", "topology"),
+    [
+        pytest.param(step, *target.values, marks=target.marks)
+        for step in STATE_SPACES
+        for target in targets(step)
+    ],
+)
+def test_state_spaces_run_the_kernels(step, topology):
+    report = train_step.report(step, topology)
+    assert report["kernels"] == STATE_SPACES[step]
+    # Gradients are added up, and parameters at most gathered: no activations.
+    for elements in report["largest_exchange"].values():
+        assert elements <= 1.01 * report["parameters"]
+
+
 @pytest.mark.parametrize("topology", list(targets("recurrent_gemma_2b")))
 def test_recurrent_gemma_2b_fits_the_memory(topology):
     report = train_step.report("recurrent_gemma_2b", topology)

@@ -6,6 +6,7 @@ The steps are those of the experiment runner: `lru`, a language model whose batc
 sharded over `data`, parameters over `fsdp` as well, and sequences over `time`;
 `griffin`, `hgrn`, `hgrn2`, `transnormer` and `minimax`, the tiny ones of
 configs/lm/bytes.py, the last two also with the kernel that a GPU runs by name alone;
+`s5` and `liquid_s4`, those of configs/copying/delayed.py;
 `recurrent_gemma_2b`, at its full size, on sequences of 2048 tokens, one a device, in
 bfloat16 with parameters and moments in float32. TOPOLOGY is one that the step names in
 STEPS; the compiler of its platform must be installed.
@@ -96,6 +97,16 @@ STEPS = {
         "configs/lm/bytes.py:minimax,tiny",
         {},
         {"v5e:2x2": {"data": 4}},
+    ),
+    "s5": Step(
+        "configs/copying/delayed.py:s5",
+        {},
+        {"v5e:2x2": {"data": 4}, "h100": {"data": 4}},
+    ),
+    "liquid_s4": Step(
+        "configs/copying/delayed.py:liquid_s4",
+        {},
+        {"v5e:2x2": {"data": 4}, "h100": {"data": 4}},
     ),
     "transnormer, by name": Step(
         "configs/lm/bytes.py:transnormer,tiny",

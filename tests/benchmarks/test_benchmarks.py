@@ -6,7 +6,15 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import decoding, griffin, layers, linear_attention, ops, run
+from benchmarks import (
+    decoding,
+    griffin,
+    layers,
+    linear_attention,
+    ops,
+    run,
+    state_spaces,
+)
 from benchmarks.harness import at_least, at_most, check_close, interleaved, table
 
 
@@ -115,3 +123,10 @@ def test_an_unknown_name_lists_the_known(
     with pytest.raises(SystemExit):
         run.main()
     assert "unknown: scam (known: ops," in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_state_spaces_agree_on_small_shapes():
+    text = state_spaces.run(1, [(1, 16, 4)], (1, 16, 4), batch=1, length=16)
+    assert "| S5, N 64 | (1, 16, 4) |" in text and "| kb, P = 5 |" in text
+    assert "| associative_scan |" in text

@@ -134,3 +134,17 @@ def test_steps_of_other_lengths(name):
     np.testing.assert_raises_regex(
         ValueError, "with dt the steps", exact("convolution"), x, dt=x[..., 0]
     )
+
+
+@pytest.mark.parametrize("name", ["S4D", "LiquidS4, kb"])
+def test_padding_told_by_a_mask_is_convolved(name):
+    """At valid steps it gives what a reset gives, and without padding the same."""
+    x, layer = inputs(), TWO_WAY[name](None)
+    lengths = jnp.array([TIME, 4])
+    mask = jnp.arange(TIME)[None] < lengths[:, None]
+    reset = jnp.arange(TIME)[None] == lengths[:, None]
+    got, _ = TWO_WAY[name]("convolution")(x, mask=mask, reset=reset)
+    want, _ = layer(x, reset=reset)
+    law.same(got[mask], want[mask], TOLERANCE)
+    alone, _ = layer(x[1:, :4])
+    law.same(got[1:, :4], alone, TOLERANCE)

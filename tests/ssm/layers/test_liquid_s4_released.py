@@ -204,7 +204,7 @@ def test_it_looks_ahead(liquid):
     for call in (lambda: layer.init_carry(1), lambda: layer(x, jnp.zeros((1, 3, 3)))):
         with pytest.raises(ValueError, match="no carry"):
             call()
-    with pytest.raises(ValueError, match="no documents can be packed"):
+    with pytest.raises(ValueError, match="documents cannot be packed"):
         layer(x, reset=jnp.zeros((1, 12), bool))
 
 

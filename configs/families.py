@@ -281,7 +281,7 @@ def s4(
         "l_max": l_max,  # the longest sequence
         "n_ssm": 1,  # channels take so many state matrices in turns
         **_step_sizes(steps),
-        "bidirectional": bidirectional,
+        **_forms(bidirectional),
     }
     return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
 
@@ -320,6 +320,7 @@ def liquid_s4(
         "name": "liquid_s4",
         "liquid": liquid,  # "exact" | "order" | "kb" | "pb" | "none"
         "order": order,  # most inputs in a product, for "order", "kb" and "pb"
+        "window": 1,  # steps that "pb" sums products over; 0: all before
         "bound": "safe",  # "safe" | "tanh" | "none": of what is added, "exact", "order"
     } | _diagonal(d_state, init, steps, bidirectional)
     return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
@@ -345,7 +346,7 @@ def s5(
         "c_init": "trunc_standard_normal",  # | "lecun_normal" | "complex_normal"
         "clip_eigenvalues": False,  # real parts at -1e-4
         **_step_sizes(steps),
-        "bidirectional": bidirectional,
+        **_forms(bidirectional),
     }
     return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
 
@@ -357,13 +358,22 @@ def _diagonal(
         "d_state": d_state,  # of a channel, both of each conjugate pair
         "init": init,  # "lin" | "inv" | "legs" | "real": the first eigenvalues
         "discretization": "zoh",  # "zoh" | "bilinear"
+        "n_ssm": 0,  # channels take so many state matrices in turns; 0: one for each
         **_step_sizes(steps),
-        "bidirectional": bidirectional,
+        **_forms(bidirectional),
     }
 
 
 def _step_sizes(steps: tuple[float, float]) -> dict[str, float]:
     return dict(zip(("dt_min", "dt_max"), steps, strict=True))  # the first ones
+
+
+def _forms(bidirectional: bool) -> dict[str, Any]:
+    return {
+        "bidirectional": bidirectional,
+        "rate": 1.0,  # length of a step compared with those of training
+        "mode": "",  # "convolution" | "recurrent"; "": the faster
+    }
 
 
 def _in_s4_blocks(

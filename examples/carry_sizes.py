@@ -26,7 +26,9 @@ def layers(width: int) -> dict[str, MakeLayer]:
         f"`LRU`, {width} complex states": functools.partial(ssm.LRU, width, width),
         "`RGLRU`": functools.partial(ssm.RGLRU, width, HEADS),
         "`S4`, `S4D`, `LiquidS4`, N 64": functools.partial(ssm.S4D, width, 64),
-        f"`S5`, N {width}": functools.partial(ssm.S5, width, width),
+        f"`S5`, N {width}": functools.partial(
+            ssm.S5, width, width, n_blocks=width // 64
+        ),
         "`LSTM`": functools.partial(ssm.LSTM, width),
         "`GRU`": functools.partial(ssm.GRU, width),
         f"`LinearRNN`, N {width}": functools.partial(ssm.LinearRNN, width, width),

@@ -44,7 +44,7 @@ MIXERS: dict[str, type[SequenceLayer] | Callable[..., Pattern]] = {
     "lru": ssm.LRU,
     "lstm": families.lstm_mixers,
     "minimax": families.minimax_mixers,
-    "s4": families.s4_mixers,
+    "s4": ssm.S4,
     "s4d": ssm.S4D,
     "s5": ssm.S5,
     "transformer": families.transformer_mixers,
@@ -151,7 +151,10 @@ def build_model(config: ConfigDict, task: Task) -> Callable[[jax.Array], nnx.Mod
 
 
 def _mixers(model: ConfigDict, shared: Shared) -> Pattern:
-    """The layers of `model.mixer` that take turns; a layer of that name everywhere."""
+    """The layers of `model.mixer` that take turns; a layer of that name everywhere.
+
+    An empty value, "" or 0, is None for a layer's argument that is None by default.
+    """
     kind, arguments = _look_up("model.mixer", MIXERS, model.mixer)
     if not isinstance(kind, type):
         _check_arguments("model.mixer", functools.partial(kind, shared), arguments)
@@ -160,6 +163,9 @@ def _mixers(model: ConfigDict, shared: Shared) -> Pattern:
     # The class itself shows the signature of nnx.Module, which takes anything.
     constructor = functools.partial(kind.__init__, None)  # type: ignore[misc]
     _check_arguments("model.mixer", constructor, arguments | {"rngs": None})
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        if parameter.default is None:
+            arguments[name] = arguments.get(name) or None
     return [lambda rngs: kind(**arguments, rngs=rngs)]
 
 

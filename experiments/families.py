@@ -217,13 +217,6 @@ def linear_rnn_mixers(
     return _everywhere(make, bidirectional)
 
 
-def s4_mixers(shared: Shared, **of_layer: Any) -> Pattern:
-    """Return an S4 for every block: it has no scan to choose."""
-    return [
-        lambda rngs: ssm.S4(shared.d_model, **of_layer, **shared.types(), rngs=rngs)
-    ]
-
-
 def s4_blocks(
     mixers: Pattern,
     shared: Shared,

@@ -57,9 +57,11 @@ class S4(ChannelStateSpace):
       dtype: of the output; None takes that of the inputs and parameters. The states and
         the kernel are never narrower than float32.
       param_dtype: of the parameters; those of the recurrence are float32 at least.
+      implementation: of the recurrence: "scan", or None, which is the same.
 
     Raises ValueError if x has another width, for an odd N, for a `reset` in a named
-    convolution, and if a carry is given when bidirectional.
+    convolution, and if a carry is given when bidirectional; NotImplementedError for
+    another implementation.
 
     Source: Gu et al. 2022, S4 (2111.00396), sections 2 and 3; with P P* in the place
     of P Q*, for which A is always stable, as in Goel et al. 2022 (2202.09729).
@@ -89,9 +91,15 @@ class S4(ChannelStateSpace):
         mode: Mode | None = None,
         dtype: DTypeLike | None = None,
         param_dtype: DTypeLike = jnp.float32,
+        implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
         check_choice(self, "mode", mode, MODES)
+        if implementation not in (None, "scan"):
+            raise NotImplementedError(
+                f"S4: implementation={implementation!r}, wanted 'scan' or None: its "
+                "recurrence is not diagonal, and runs step by step"
+            )
         if d_state % 2 or d_state < 2:
             raise ValueError(
                 f"S4: d_state={d_state}, wanted an even number: conjugate pairs"

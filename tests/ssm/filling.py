@@ -39,3 +39,23 @@ def hgru_of_waves(layer: nnx.Module) -> nnx.Module:
         bias = wave(2 * place + 1, d_out, size=0.8)
         params[name] = {"kernel": kernel, "bias": bias}
     return nnx.merge(graphdef, jax.tree.map(jnp.asarray, params))
+
+
+# One channel of two pairs: lambda = -1/2 and -1/2 + i pi, dt = 0.1, B = 1, no D.
+S4D_OF_TWO = {
+    "log_dt": np.log([0.1]),
+    "log_a_re": np.log([[0.5, 0.5]]),
+    "a_im": np.array([[0, np.pi]]),
+    "b_re": np.ones((1, 2)),
+    "b_im": np.zeros((1, 2)),
+    "c_re": np.array([[1, -0.3]]),
+    "c_im": np.array([[0.5, 0.2]]),
+    "d": np.zeros(1),
+}
+
+
+def of_two(layer: type[nnx.Module], **options: Any) -> nnx.Module:
+    """An `S4D`, or a kind of it, with these values in float64, where x64 is enabled."""
+    options["param_dtype"] = jnp.float64
+    made = nnx.eval_shape(lambda: layer(1, 4, rngs=nnx.Rngs(0), **options))
+    return nnx.merge(*with_params(made, S4D_OF_TWO))

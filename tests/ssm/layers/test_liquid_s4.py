@@ -11,33 +11,14 @@ from flax import nnx
 
 from ssm.layers import S4D, LiquidS4
 from tests.ssm import law
-from tests.ssm.filling import with_params
+from tests.ssm.filling import of_two, with_params
 from tests.ssm.published import close
 
 jit = functools.partial(jax.jit, compiler_options=law.QUICK_COMPILE)
 
 U4 = np.array([1, -0.5, 2, 0.25])
 U8 = np.array([1, -0.5, 2, 0.25, -1, 0.75, -0.25, 1.5])
-# One channel of two states, lambda = -1/2 and -1/2 + i pi, dt = 0.1, no D.
-EXAMPLE = {
-    "log_dt": np.log([0.1]),
-    "log_a_re": np.log([[0.5, 0.5]]),
-    "a_im": [[0, np.pi]],
-    "b_re": [[1, 1]],
-    "b_im": [[0, 0]],
-    "c_re": [[1, -0.3]],
-    "c_im": [[0.5, 0.2]],
-    "d": [0.0],
-}
-
-
-def example(**options):
-    """The layer of that example in float64; call it where x64 is enabled."""
-    layer = nnx.eval_shape(
-        lambda: LiquidS4(1, 4, param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options)
-    )
-    params = {name: np.asarray(value) for name, value in EXAMPLE.items()}
-    return nnx.merge(*with_params(layer, params))
+example = functools.partial(of_two, LiquidS4)
 
 
 def outputs(layer, u):

@@ -13,7 +13,7 @@ from ssm.layers import S4, S4D
 from ssm.layers.liquid_s4_released import Constant, LiquidS4Released
 from tests import golden
 from tests.ssm import law
-from tests.ssm.filling import with_params
+from tests.ssm.filling import of_two, with_params
 from tests.ssm.published import close
 
 jit = functools.partial(jax.jit, compiler_options=law.QUICK_COMPILE)
@@ -142,17 +142,6 @@ def test_released_code(case, dtype):
 
 
 U8 = np.array([1, -0.5, 2, 0.25, -1, 0.75, -0.25, 1.5])
-# Two states of one channel: lambda = -1/2 and -1/2 + i pi, B = 1, dt = 0.1, no D.
-EXAMPLE = {
-    "log_dt": np.log([0.1]),
-    "log_a_re": np.log([[0.5, 0.5]]),
-    "a_im": [[0, np.pi]],
-    "b_re": [[1, 1]],
-    "b_im": [[0, 0]],
-    "c_re": [[1, -0.3]],
-    "c_im": [[0.5, 0.2]],
-    "d": [0.0],
-}
 TERMS = {
     ("pb", True): "-0.0191077948 0.0573233845 -0.0095538974 -0.0764311793 0.0127385299 "
     "-0.0382155897 0.0191077948 -0.0031846325",
@@ -168,18 +157,10 @@ TERMS = {
 }
 
 
-def example():
-    """A bilinear S4D of one channel in float64, where x64 is enabled."""
-    options = {"discretization": "bilinear", "param_dtype": jnp.float64}
-    layer = nnx.eval_shape(lambda: S4D(1, 4, rngs=nnx.Rngs(0), **options))
-    params = {name: np.asarray(value) for name, value in EXAMPLE.items()}
-    return nnx.merge(*with_params(layer, params))
-
-
 @pytest.mark.parametrize(("liquid", "combined"), TERMS)
 def test_worked_numbers(liquid, combined):
     with jax.enable_x64(True):
-        linear = example()
+        linear = of_two(S4D, discretization="bilinear")
         layer = LiquidS4Released(linear, liquid=liquid, all_combinations=combined)
         np.testing.assert_allclose(layer.s[...], 0.3857665979, atol=1e-10)
         np.testing.assert_allclose(layer.c_1[...], 0.1320853590, atol=1e-10)

@@ -491,3 +491,9 @@ def test_other_arguments_are_refused():
     layer.mode = "convolution"
     with pytest.raises(ValueError, match="with reset the steps differ"):
         layer(x, reset=jnp.zeros((2, 3), bool))
+
+
+def test_a_parallel_scan_is_refused():
+    S4(6, 8, l_max=9, implementation="scan", rngs=nnx.Rngs(0))
+    with pytest.raises(NotImplementedError, match="recurrence is not diagonal"):
+        S4(6, 8, l_max=9, implementation="associative", rngs=nnx.Rngs(0))

@@ -13,7 +13,7 @@ from ssm.layers import S4D
 from ssm.layers.discretization import bilinear, zoh
 from tests import golden
 from tests.ssm import law
-from tests.ssm.filling import with_params
+from tests.ssm.filling import of_two, with_params
 from tests.ssm.published import close
 
 jit = functools.partial(jax.jit, compiler_options=law.QUICK_COMPILE)
@@ -142,7 +142,7 @@ def test_published_code(case, dtype, mode):
 
 
 U4 = [1, -0.5, 2, 0.25]
-# Two states of one channel: lambda = -1/2 and -1/2 + i pi, B = 1, dt = 0.1.
+# Decays, inputs, kernel and outputs of `S4D_OF_TWO`.
 WORKED = {
     "zoh": (
         [0.9512294245, 0.9046729427 + 0.2939460577j],
@@ -159,26 +159,7 @@ WORKED = {
 }
 
 
-def abstract(**options):
-    """A layer of one channel and two pairs in float64, where x64 is enabled."""
-    return nnx.eval_shape(
-        lambda: S4D(1, 4, param_dtype=jnp.float64, rngs=nnx.Rngs(0), **options)
-    )
-
-
-def example(**options):
-    params = {
-        "log_dt": np.log([0.1]),
-        "log_a_re": np.log([[0.5, 0.5]]),
-        "a_im": [[0, np.pi]],
-        "b_re": [[1, 1]],
-        "b_im": [[0, 0]],
-        "c_re": [[1, -0.3]],
-        "c_im": [[0.5, 0.2]],
-        "d": [0.0],
-    }
-    params = {name: np.asarray(value) for name, value in params.items()}
-    return nnx.merge(*with_params(abstract(**options), params))
+example = functools.partial(of_two, S4D)
 
 
 @pytest.mark.parametrize("mode", ["convolution", "recurrent"])

@@ -235,7 +235,7 @@ def looking_ahead(model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (wrong_name, "model.mixer.name='gryphon' is not one of: griffin, hawk, hgrn, "),
+        (wrong_name, "model.mixer.name='gryphon' is not one of: griffin, gru, hawk, "),
         (missing_argument, "section model.mixer: missing .* argument: 'window'"),
         (unknown_argument, "section model.block: .* unexpected .* 'd_fff'"),
         (no_layer_argument, "section model.mixer: .* unexpected .* 'r_mean'"),

@@ -111,4 +111,6 @@ if __name__ == "__main__":
     builders.build_model = build_model
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     signal.signal(signal.SIGTERM, main.end)
+    # Ignored in what a shell has put into the background, tests and all.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main.main(sys.argv))

@@ -39,7 +39,7 @@ OF_FAMILY = {
         "--config.model.mixer.every=2",
     ),
 }
-QUICK = ("lru", "transformer")
+QUICK = ("transformer",)
 FAMILIES = [
     pytest.param(family, marks=() if family in QUICK else pytest.mark.slow)
     for family in OF_FAMILY

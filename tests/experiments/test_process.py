@@ -97,7 +97,7 @@ def test_a_killed_run_ends_the_same(start, tmp_path, uninterrupted):
 
 
 def test_control_c_is_one_line_and_nothing_is_lost(start, tmp_path):
-    process = start(tmp_path, SLOWLY, "--config.train.steps=400")
+    process = start(tmp_path, SLOWLY)
     wait_for_step(process, tmp_path, 6)
     process.send_signal(signal.SIGINT)
     out, err = finish(process, 130)

@@ -165,6 +165,9 @@ CAUSAL = {
 SLOW = {
     "LRU, scan",
     "LRU, associative",
+    "S4",
+    "LiquidS4, order",
+    "LiquidS4, kb",
     "LiquidS4, pb",
     "LiquidS4, pb, window",
     "LiquidS4, pb, all",

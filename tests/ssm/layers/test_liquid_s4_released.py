@@ -12,6 +12,7 @@ from flax import nnx
 from ssm.layers import S4, S4D
 from ssm.layers.liquid_s4_released import Constant, LiquidS4Released
 from tests import golden
+from tests.pairwise import mostly_slow
 from tests.ssm import law
 from tests.ssm.filling import of_two, with_params
 from tests.ssm.published import close
@@ -99,7 +100,7 @@ def constants(file, case, diagonal):
     return 2 * np.sum(bbar.real, -1), 2 * np.sum((c * bbar[None]).real, -1)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", mostly_slow(["float32", "float64"], "float64"))
 @pytest.mark.parametrize("case", CASES)
 def test_released_code(case, dtype):
     file = golden.load(FILE)

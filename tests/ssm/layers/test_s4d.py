@@ -12,6 +12,7 @@ from flax import nnx
 from ssm.layers import S4D
 from ssm.layers.discretization import bilinear, zoh
 from tests import golden
+from tests.pairwise import mostly_slow
 from tests.ssm import law
 from tests.ssm.filling import of_two, with_params
 from tests.ssm.published import close
@@ -89,7 +90,7 @@ def published_output(raw, y):
 
 
 @pytest.mark.parametrize("mode", ["convolution", "recurrent"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", mostly_slow(["float32", "float64"], "float64"))
 @pytest.mark.parametrize("case", OPTIONS)
 def test_published_code(case, dtype, mode):
     file = golden.load(FILE)

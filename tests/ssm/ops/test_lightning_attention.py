@@ -238,7 +238,7 @@ def test_long_and_so_strong_that_only_the_step_itself_is_left(implementation):
 
 
 @pytest.mark.parametrize("implementation", mostly_slow(IMPLEMENTATIONS, "chunked"))
-@pytest.mark.parametrize("rank", [1, 3, 4])
+@pytest.mark.parametrize("rank", mostly_slow([1, 3, 4], 4))
 def test_a_decay_of_zero_is_a_reset(implementation, rank):
     row = row_of(
         time=70, implementation=implementation, decay=("head", "step")[rank > 1]
@@ -297,7 +297,7 @@ DECAYS = {1: "head", 3: "step", 4: "channel"}
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", mostly_slow(IMPLEMENTATIONS, "chunked"))
 @pytest.mark.parametrize("rank", mostly_slow([1, 3, 4], 4))
 def test_is_differentiable_twice(implementation, rank):
     case = draw(row_of(time=5, dtype="float64", decay=DECAYS[rank]))

@@ -297,7 +297,7 @@ def test_a_surrounding_shard_map_is_left_alone(name):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name.startswith("linear") else pytest.mark.slow)
+        pytest.param(name, marks=() if name == "linear_scan" else pytest.mark.slow)
         for name in OPS
     ],
 )

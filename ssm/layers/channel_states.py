@@ -1,5 +1,6 @@
 """Recurrences of several states for each channel, never all of them in memory."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from jax import lax
 
 from pallas_kernels.target import platform
 from ssm import ops
-from ssm.ops.sharding import shards_time
+from ssm.ops.sharding import shards_time, vary_alike
 
 # States of a chunk, all sequences and steps together: those that a cache holds, or a
 # small part of a device's memory. Measured on a CPU, as the fewest steps are.
@@ -25,9 +26,10 @@ def scan_states(
     Shapes: x (B, T, D, N), a (D, N) or that of x, h0 (B, D, N), reset (B, T) -> h of
     the shape of x, and h_last of that of h0. `options` are those of the op.
     """
-    a, flat, h0 = (v.reshape(*v.shape[:-2], -1) for v in (a, x, h0))
+    width = math.prod(x.shape[2:])
+    a, flat, h0 = (v.reshape(*v.shape[:-2], width) for v in (a, x, h0))
     h, last = ops.linear_scan(flat, a, h0=h0, reset=reset, **options)
-    return h.reshape(x.shape), last.reshape(last.shape[0], *x.shape[2:])
+    return h.reshape(x.shape), last.reshape(len(x), *x.shape[2:])
 
 
 def in_chunks(
@@ -54,6 +56,7 @@ def in_chunks(
     steps -= steps % 8 if steps > 8 else 0  # whole tiles of a TPU
     if steps >= time or shards_time():
         return run(state, inputs)
+    state, inputs = vary_alike((state, inputs))
     chunks, rest = divmod(time, steps)
     whole = chunks * steps
 

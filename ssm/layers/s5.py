@@ -155,7 +155,7 @@ class S5(SequenceLayer):
         check_carry(self, carry, x.shape[0])
         check_convolves(self, self.mode, reset=reset, dt=dt)
         log_a, u = self._drive(x, dt)
-        if self.mode == "convolution":
+        if self.mode == "convolution" and x.shape[1]:
             run = functools.partial(_convolve, u, log_a)
         else:
             run = functools.partial(

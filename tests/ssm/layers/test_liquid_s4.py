@@ -257,3 +257,43 @@ def test_times_are_refused_where_they_have_no_meaning():
     x = normal(2, 9, 3)
     with pytest.raises(ValueError, match="dt is for liquid='exact' or 'none'"):
         make("kb")(x, dt=x[..., 0])
+
+
+def polynomials(u, most):
+    """e_q and c_q of u_0 ... u_t for q < most, elementary and complete: (most, T)."""
+    e, c = np.zeros((2, most, len(u)))
+    e_now, c_now = np.eye(most)[0], np.eye(most)[0]
+    for t, u_t in enumerate(u):
+        e_now = e_now + u_t * np.concatenate([[0], e_now[:-1]])
+        for q in range(1, most):  # of the same t
+            c_now[q] += u_t * c_now[q - 1]
+        e[:, t], c[:, t] = e_now, c_now
+    return e, c
+
+
+@pytest.mark.parametrize("p", [2, 3, 4])
+def test_an_order_is_that_many_convolutions(p):
+    """y^(p)_t = sum_q (-1)^q e_{p-1-q}(t) (kappa_p * (u c_q))(t - p + 1)."""
+    a, b, u = 0.8, 0.3, np.asarray(normal(24), float)
+    with jax.enable_x64(True):
+        run = functools.partial(scalars, "order", u, a, b, bound="none")
+        lower = scalars("none", u, a, b) if p == 2 else run(order=p - 1)
+        term = run(order=p) - lower
+    kernel = b**p * a ** np.arange(len(u))
+    e, c = polynomials(u, p)
+    want = np.zeros(len(u))
+    for q in range(p):
+        convolved = np.convolve(kernel, u * c[q])[: len(u)]
+        late = np.concatenate([np.zeros(p - 1), convolved[: len(u) - p + 1]])
+        want += (-1) ** q * e[p - 1 - q] * late
+    np.testing.assert_allclose(term, want, rtol=0, atol=1e-12)
+
+
+def test_without_inputs_to_states_it_is_linear():
+    """Products have b at least squared: scaled by 1e-3, they are 1e-3 of the rest."""
+    with jax.enable_x64(True):
+        for b in (1e-3, 1e-6):
+            exact, plain = (
+                scalars(kind, U8, 0.8, b, bound="none") for kind in ("exact", "none")
+            )
+            assert np.abs(exact - plain).max() < 10 * b * np.abs(plain).max()

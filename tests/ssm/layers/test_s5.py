@@ -98,3 +98,57 @@ def test_published_code(case, dtype, mode):
     assert raw_gradients.keys() == want.keys()
     for name, gradient in raw_gradients.items():
         close(gradient, want[name], tolerances[1])
+
+
+def test_inits():
+    """B of variance 1 / N, by the states; C by its kind."""
+    width, states = 200, 128
+    make = functools.partial(S5, width, states, n_blocks=8, rngs=nnx.Rngs(0))
+    layer = make()
+    # V is unitary: each component of V* B0 has half the variance of B0. Thousands of
+    # draws give it within 5 %.
+    for component in (layer.b_re, layer.b_im):
+        np.testing.assert_allclose(np.var(component), 0.5 / states, rtol=0.05)
+    for kind, variance in (
+        ("trunc_standard_normal", 1 / states),
+        ("lecun_normal", 1 / (states * width)),
+        ("complex_normal", 0.5),
+    ):
+        c = make(c_init=kind)
+        for component in (c.c_re, c.c_im):
+            np.testing.assert_allclose(np.var(component), variance, rtol=0.05)
+    assert jnp.all(layer.lambda_re[...] == -0.5) and jnp.all(layer.lambda_im[...] < 0)
+    assert len(np.unique(layer.lambda_im[...])) == states // 2 // 8
+
+
+def test_eigenvalues_are_clipped_where_asked():
+    layer = S5(3, 4, clip_eigenvalues=True, rngs=nnx.Rngs(0))
+    layer.lambda_re[...] = jnp.array([0.3, -0.2])
+    log_a, _ = layer.system()
+    dt = jnp.exp(layer.log_dt[...])
+    np.testing.assert_allclose(log_a.real / dt, [-1e-4, -0.2], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"d_state": 7}, "blocks of an even number of states"),
+        ({"n_blocks": 3}, "blocks of an even number of states"),
+        ({"c_init": "complex-normal"}, "did you mean 'complex_normal'"),
+        ({"discretization": "bilinea"}, "did you mean 'bilinear'"),
+        ({"mode": "recurrence"}, "did you mean 'recurrent'"),
+        ({"dt_min": -1.0}, "wanted 0 < dt_min <= dt_max"),
+    ],
+)
+def test_what_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        S5(**{"d_model": 6, "d_state": 8, "rngs": nnx.Rngs(0)} | options)
+
+
+def test_another_carry_is_refused():
+    layer, x = S5(6, 8, rngs=nnx.Rngs(0)), jnp.zeros((2, 3, 6))
+    with pytest.raises(ValueError, match="is it of another layer"):
+        layer(x, jnp.zeros((2, 8), jnp.complex64))
+    two_way = S5(6, 8, bidirectional=True, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="no carry"):
+        two_way(x, jnp.zeros((2, 4), jnp.complex64))

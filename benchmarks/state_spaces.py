@@ -6,6 +6,7 @@ step and an input, sequence by sequence. That code itself does not run on curren
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -79,7 +80,7 @@ def forms(repeats: int, shapes: list[tuple[int, int, int]]) -> str:
     return table(header, rows)
 
 
-def liquid(repeats: int, shape: tuple[int, int, int]) -> str:
+def liquid(repeats: int, shape: tuple[int, int, int], orders: Sequence[int]) -> str:
     """Return the table of the liquid forms beside S4D."""
     x = inputs(shape)
     make = functools.partial(ssm.LiquidS4, shape[2], LIQUID_STATES, rngs=nnx.Rngs(0))
@@ -91,7 +92,7 @@ def liquid(repeats: int, shape: tuple[int, int, int]) -> str:
         "none": gradients(make(liquid="none"), x),
     }
     for form in ("order", "kb", "pb"):
-        for order in (2, 3, 4, 5):
+        for order in orders:
             runs[f"{form}, P = {order}"] = gradients(make(liquid=form, order=order), x)
     seconds = interleaved(runs, repeats)
     rows = [[name, f"{1e3 * value:.1f}"] for name, value in seconds.items()]
@@ -171,6 +172,7 @@ def run(
     repeats: int = 5,
     shapes: list[tuple[int, int, int]] = SHAPES,
     liquid_shape: tuple[int, int, int] = LIQUID_SHAPE,
+    orders: Sequence[int] = (2, 3, 4, 5),
     batch: int = S5_BATCH,
     length: int = S5_LENGTH,
 ) -> str:
@@ -178,7 +180,8 @@ def run(
     return (
         f"Convolution and recurrence, forward and backward, float32.\n\n"
         f"{forms(repeats, shapes)}\n\nLiquid-S4 at {liquid_shape}, N {LIQUID_STATES}."
-        f"\n\n{liquid(repeats, liquid_shape)}\n\nClassifier of {S5_LAYERS} layers, "
-        f"d_model {S5_WIDTH}, N {S5_STATES}, {batch} x {length}, AdamW.\n\n"
+        f"\n\n{liquid(repeats, liquid_shape, orders)}\n\n"
+        f"Classifier of {S5_LAYERS} layers, d_model {S5_WIDTH}, N {S5_STATES}, "
+        f"{batch} x {length}, AdamW.\n\n"
         f"{training_step(repeats, batch, length)}"
     )

@@ -297,3 +297,22 @@ def test_without_inputs_to_states_it_is_linear():
                 scalars(kind, U8, 0.8, b, bound="none") for kind in ("exact", "none")
             )
             assert np.abs(exact - plain).max() < 10 * b * np.abs(plain).max()
+
+
+def test_exact_over_steps_of_any_length():
+    """Against a loop in which each step has a decay and an input map of its own."""
+    with jax.enable_x64(True):
+        layer = of_two(LiquidS4, bound="none")
+        u, dt = normal(1, 9), jnp.exp(normal(1, 9, seed=2))
+        u, dt = u.astype(jnp.float64), dt.astype(jnp.float64)
+        log_a, b = (np.asarray(v)[0, :, 0] for v in layer.system(dt))
+        c = np.asarray(layer.output_map())[0]
+        got = layer(u[..., None], dt=dt)[0]
+        one = jnp.ones_like(dt)
+        usual = layer(u[..., None], dt=one)[0], layer(u[..., None])[0]
+    h, want = np.zeros(2, complex), []
+    for t, u_t in enumerate(np.asarray(u)[0]):
+        h = (np.exp(log_a[t]) + b[t] * u_t) * h + b[t] * u_t
+        want.append(2 * np.sum((c * h).real))
+    np.testing.assert_allclose(got[0, :, 0], want, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(*usual, rtol=0, atol=1e-14)

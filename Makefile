@@ -50,6 +50,8 @@ lint: install
 	$(RUN) ruff check
 	$(RUN) ruff format --check
 	$(RUN) mypy
+	$(VENV)/bin/shellcheck --external-sources .ci/run experiments/launch/*.sh \
+		experiments/launch/*.sbatch
 
 format: install
 	$(RUN) ruff check --fix

@@ -38,6 +38,7 @@ def get_config(
     """
     config = ConfigDict()
     config.seed = 0  # of initialisation, shuffling and dropout; never of the data split
+    config.seeds = ""  # "0,1,2": one run each, in WORKDIR/seed-0 ...; "": `seed` alone
 
     config.task = ConfigDict(dict(task))
 
@@ -60,11 +61,13 @@ def get_config(
     config.model.dtype = "float32"  # of the computation
     config.model.param_dtype = "float32"  # of the parameters
     config.model.implementation = ""  # of the recurrence; empty: fastest available
+    config.model.matmul_precision = "default"  # "high" | "highest": of float32 products
     config.model.update(ConfigDict(dict(model)))
 
     config.optimizer = ConfigDict()  # AdamW
     config.optimizer.learning_rate = 1e-3  # at its peak
-    config.optimizer.schedule = "cosine"  # "cosine" | "constant"; warm-up before both
+    config.optimizer.schedule = "cosine"  # or "constant", "waves"; after the warm-up
+    config.optimizer.wave_steps = 0  # where a cosine of "waves" is 0, and rises again
     config.optimizer.warmup_fraction = 0.1  # of train.steps; linear from 1e-7
     config.optimizer.final_learning_rate = 1e-6  # cosine only
     config.optimizer.weight_decay = 0.05  # multiplied by the learning rate
@@ -74,6 +77,10 @@ def get_config(
     config.optimizer.clip_norm = 0.0  # of the global gradient; 0: off
     config.optimizer.recurrence_factor = 0.25  # times the rate, for recurrence params
     config.optimizer.decay_norm_and_bias = True  # weight decay on norms and biases too
+    # Other groups for parameters by name, "log_dt=undecayed b_re=slow": `undecayed` has
+    # the rate and no decay, `slow` the rate of recurrence params and decay; or
+    # `regular`, `recurrence`, `norm_and_bias`.
+    config.optimizer.regroup = ""
     config.optimizer.ema_decay = 0.0  # per step; the average is evaluated; 0: off
 
     config.train = ConfigDict()

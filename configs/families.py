@@ -7,6 +7,7 @@ want to choose are arguments of its own.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 Model = dict[str, Any]
@@ -108,6 +109,7 @@ def hgrn(
     activation: str,
     norm: str,
     bidirectional: bool = False,
+    grid: bool = False,
 ) -> Model:
     """HGRN: a complex gated recurrence, bounded from below by the depth (2311.04823).
 
@@ -118,6 +120,7 @@ def hgrn(
         "name": "hgrn",
         "convention": convention,  # "exclusive" | "shifted": of the bounds
         "bidirectional": bidirectional,
+        "grid": grid,  # four scans over a square image, if bidirectional
     }
     return {
         "d_model": d_model,
@@ -351,6 +354,25 @@ def s5(
     return _in_s4_blocks(d_model, n_layers, mixer, norm, final_norm)
 
 
+def changed(
+    model: Model,
+    *,
+    mixer: Mapping[str, Any] | None = None,
+    block: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> Model:
+    """A model with other values, here or in its mixer or its block.
+
+    Raises KeyError if a mixer or a block has no such argument.
+    """
+    new = model | values
+    for part, changes in (("mixer", mixer or {}), ("block", block or {})):
+        if unknown := set(changes) - set(model[part]):
+            raise KeyError(f"{part} {model[part]['name']} has no {sorted(unknown)}")
+        new[part] = model[part] | changes
+    return new
+
+
 def _diagonal(
     d_state: int, init: str, steps: tuple[float, float], bidirectional: bool
 ) -> dict[str, Any]:
@@ -388,7 +410,7 @@ def _in_s4_blocks(
             "name": "s4",
             "norm": norm,  # one of NORMS, experiments/families.py
             "prenorm": True,
-            "glu": "full",  # "full" | "half" | "none"
+            "glu": "full",  # "full" | "half" | "half2" | "none"
             "dropout": 0.0,  # probability of dropping
         },
     }

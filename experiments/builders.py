@@ -3,10 +3,12 @@
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -19,7 +21,12 @@ from experiments.tasks.base import Task
 from experiments.tasks.byte_text import ByteText
 from experiments.tasks.delayed_copy import DelayedCopy
 from experiments.tasks.digits import Digits
+from experiments.tasks.image import ColourImage, Image
 from experiments.tasks.listops import ListOps
+from experiments.tasks.pathfinder import Pathfinder, PathX
+from experiments.tasks.retrieval import Retrieval
+from experiments.tasks.text import Text
+from ssm import param_groups
 from ssm.blocks import Norm
 from ssm.layers.base import SequenceLayer
 from ssm.models.hgrn import plain_head
@@ -31,7 +38,13 @@ TASKS: dict[str, type[Task]] = {
     "byte_text": ByteText,
     "delayed_copy": DelayedCopy,
     "digits": Digits,
+    "image": Image,
+    "image_colour": ColourImage,
     "listops": ListOps,
+    "pathfinder": Pathfinder,
+    "pathx": PathX,
+    "retrieval": Retrieval,
+    "text": Text,
 }
 MIXERS: dict[str, type[SequenceLayer] | Callable[..., Pattern]] = {
     "griffin": families.griffin_mixers,
@@ -57,9 +70,12 @@ BLOCKS: dict[str, Callable[..., Pattern]] = {
     "s4": families.s4_blocks,
 }
 
+GROUPS = ("recurrence", "slow", "undecayed", "norm_and_bias", "regular")
+"""Of parameters: those of `ssm.param_groups`, and two that a config may ask for."""
+
 HEADS = {"linear": nnx.Linear, "plain": plain_head}
 FINAL_NORMS: dict[str, Norm | bool] = {"none": False} | {
-    name: norm for name, norm in families.NORMS.items() if name != "batch"
+    name: norm for name, norm in families.NORMS.items() if not name.startswith("batch")
 }
 
 
@@ -117,6 +133,7 @@ def build_model(config: ConfigDict, task: Task) -> Callable[[jax.Array], nnx.Mod
         final_norm = families.named("final_norm", model.final_norm, FINAL_NORMS)
     kinds: dict[str, tuple[Callable[..., nnx.Module], dict[str, Any]]] = {
         "classifier": (ssm.SequenceClassifier, {"pooling": model.pooling}),
+        "retrieval": (ssm.RetrievalClassifier, {"pooling": model.pooling}),
         "language_model": (
             ssm.LanguageModel,
             {
@@ -182,7 +199,7 @@ def _refuse_looking_ahead(model: nnx.Module) -> None:
 def learning_rate(config: ConfigDict) -> optax.Schedule:
     """Return the rate of each update: warm-up, then the schedule."""
     optimizer, steps = config.optimizer, config.train.steps
-    warmup_steps = int(optimizer.warmup_fraction * steps)
+    warmup_steps = round(optimizer.warmup_fraction * steps)
     if optimizer.schedule == "cosine":
         return optax.warmup_cosine_decay_schedule(
             init_value=1e-7,
@@ -192,15 +209,53 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
             end_value=optimizer.final_learning_rate,
         )
     warmup = optax.linear_schedule(1e-7, optimizer.learning_rate, warmup_steps)
-    constant = optax.constant_schedule(optimizer.learning_rate)
-    return optax.join_schedules([warmup, constant], [warmup_steps])
+    if optimizer.schedule == "waves":
+        half_wave = optimizer.wave_steps - warmup_steps
+        if half_wave < 1:
+            raise UserError(
+                f"config key optimizer.wave_steps={optimizer.wave_steps} must be more "
+                f"than the {warmup_steps} steps that warm up"
+            )
+        after = _waves(optimizer.learning_rate, half_wave)
+    else:
+        after = optax.constant_schedule(optimizer.learning_rate)
+    return optax.join_schedules([warmup, after], [warmup_steps])
+
+
+def _waves(peak: float, half_wave: int) -> optax.Schedule:
+    """A cosine from the peak to 0 in so many steps, up again in as many, and so on."""
+    return lambda step: peak * (1 + jnp.cos(math.pi * step / half_wave)) / 2
+
+
+def parameter_groups(config: ConfigDict, model: nnx.Module) -> Any:
+    """Return the group of each parameter, as `build_optimizer` wants to have it.
+
+    Raises:
+      UserError: `optimizer.regroup` names no group, or no parameter of the model.
+    """
+    labels = param_groups.labels(model)
+    regroup = {}
+    for word in config.optimizer.regroup.split():
+        name, _, group = word.partition("=")
+        if group not in GROUPS:
+            raise UserError(
+                f"config key optimizer.regroup: {word!r} is not PARAMETER=GROUP with "
+                f"one of the groups {', '.join(GROUPS)}"
+            )
+        regroup[name] = group
+    names = {path[-1].key for path, _ in jax.tree.leaves_with_path(labels)}
+    if unknown := sorted(set(regroup) - names):
+        raise UserError(
+            f"config key optimizer.regroup: the model has no parameter {unknown[0]!r} "
+            f"(it has {', '.join(sorted(names))})"
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, label: regroup.get(path[-1].key, label), labels
+    )
 
 
 def build_optimizer(config: ConfigDict, labels: Any) -> optax.GradientTransformation:
-    """Return AdamW, told apart by the label of each parameter.
-
-    "recurrence" has its own rate and no decay, "norm_and_bias" may have no decay.
-    """
+    """Return AdamW, told apart by the label of each parameter, one of `GROUPS`."""
     optimizer = config.optimizer
     rate = learning_rate(config)
 
@@ -213,11 +268,17 @@ def build_optimizer(config: ConfigDict, labels: Any) -> optax.GradientTransforma
             weight_decay=optimizer.weight_decay if decay else 0.0,
         )
 
+    def slow(step: jax.Array) -> jax.Array:
+        return optimizer.recurrence_factor * rate(step)
+
     groups = {
-        "recurrence": adamw(lambda n: optimizer.recurrence_factor * rate(n), False),
+        "recurrence": adamw(slow, False),
+        "slow": adamw(slow, True),
+        "undecayed": adamw(rate, False),
         "norm_and_bias": adamw(rate, optimizer.decay_norm_and_bias),
         "regular": adamw(rate, True),
     }
+    assert set(groups) == set(GROUPS)
     clip = (
         optax.clip_by_global_norm(optimizer.clip_norm)
         if optimizer.clip_norm

@@ -31,6 +31,7 @@ class Counters:
     sums: metrics.Sums = dataclasses.field(default_factory=dict)  # not yet logged
     timed_steps: int = 0  # those that `training_seconds` covers
     training_seconds: float = 0.0  # without compiling, evaluating and saving
+    waiting_seconds: float = 0.0  # of those, for the next batch
     elapsed_seconds: float = 0.0
     validation: dict[str, Any] | None = None  # the latest, with its step
     best: dict[str, Any] | None = None  # the first best of them
@@ -38,6 +39,10 @@ class Counters:
     def seconds_per_step(self) -> float:
         """Return the mean time of a training step; 0 before it can be told."""
         return self.training_seconds / self.timed_steps if self.timed_steps else 0.0
+
+    def input_wait_share(self) -> float:
+        """Return the share of the training time in which no batch was ready."""
+        return self.waiting_seconds / self.training_seconds if self.timed_steps else 0.0
 
 
 class DamagedError(Exception):

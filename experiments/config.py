@@ -3,6 +3,7 @@
 Everything a user can mistype is refused here, before any slow import.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import hashlib
@@ -11,8 +12,9 @@ import inspect
 import json
 import re
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -25,7 +27,7 @@ MODES = ("train", "evaluate", "prepare", "benchmark")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 # Where a run may be continued with other values than it began with.
-FREE_KEYS = ("mesh.", "log.", "checkpoint.", "benchmark.", "data.cache_dir")
+FREE_KEYS = ("mesh.", "log.", "checkpoint.", "benchmark.", "data.cache_dir", "seeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,31 +119,49 @@ def load(config_file: str, variant: str = "") -> tuple[ConfigDict, str]:
     Raises:
       UserError: no such file, an unknown variant, or an error inside the file.
     """
+    module = load_module(config_file)
+    with inside(config_file):
+        (parameter,) = inspect.signature(module.get_config).parameters.values()
+        variant = variant or parameter.default
+        config = module.get_config(variant)
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{config_file}: get_config must return a ConfigDict")
+    return config.lock(), variant
+
+
+def load_module(config_file: str) -> ModuleType:
+    """Return what a config file defines.
+
+    Raises:
+      UserError: no such file, or an error inside it.
+    """
     path = Path(config_file)
     if path.suffix != ".py" or not path.is_file():
         raise UserError(f"no config file at {config_file!r}: give the path of a .py")
     spec = importlib.util.spec_from_file_location("config_file", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    try:
+    with inside(config_file):
         spec.loader.exec_module(module)
-        (parameter,) = inspect.signature(module.get_config).parameters.values()
-        variant = variant or parameter.default
-        config = module.get_config(variant)
+    return module
+
+
+@contextlib.contextmanager
+def inside(config_file: str) -> Iterator[None]:
+    """Turn what goes wrong in a config file into a UserError that names the line."""
+    try:
+        yield
     except ValueError as error:
         raise UserError(f"{config_file}: {error}") from error
     except Exception as error:
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == str(path)
+            if frame.filename == str(Path(config_file))
         ]
         where = f"{config_file}:{lines[-1]}" if lines else config_file
         reason = " ".join(str(error).split())
         raise UserError(f"{where}: {type(error).__name__}: {reason}") from error
-    if not isinstance(config, ConfigDict):
-        raise UserError(f"{config_file}: get_config must return a ConfigDict")
-    return config.lock(), variant
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,8 +269,9 @@ def check(config: ConfigDict) -> None:
     for key in ("warmup_fraction", "beta1", "beta2", "ema_decay"):
         want(f"optimizer.{key}", lambda value: 0 <= value < 1, "in [0, 1)")
     for key, names in (
-        ("optimizer.schedule", ("cosine", "constant")),
+        ("optimizer.schedule", ("cosine", "constant", "waves")),
         ("model.dtype", DTYPES),
+        ("model.matmul_precision", ("default", "high", "highest")),
         ("model.param_dtype", DTYPES),
     ):
         want(key, names.__contains__, " or ".join(names))

@@ -25,6 +25,8 @@ from ssm.models.stack import MakeBlock, MakeLayer, Pattern
 
 NORMS: dict[str, Norm] = {
     "batch": "batch",
+    "batch_0.9": functools.partial(nnx.BatchNorm, momentum=0.9),
+    "batch_0.95": functools.partial(nnx.BatchNorm, momentum=0.95),
     "gemma": "gemma",
     "layer": "layer",
     "layer_1e-5": LayerNorm,
@@ -32,7 +34,11 @@ NORMS: dict[str, Norm] = {
     "rms_1e-5": minimax.RMSNorm,
     "simple_rms": SimpleRMSNorm,
 }
-"""Norms by their names in a config; those without a number have an epsilon of 1e-6."""
+"""Norms by their names in a config.
+
+The number after "batch_" is the momentum of its statistics, 0.99 without one, and its
+epsilon 1e-5; that after the others their epsilon, 1e-6 without one.
+"""
 
 T = TypeVar("T")
 
@@ -117,13 +123,14 @@ def transformer_mixers(
 
 
 def hgrn_mixers(
-    shared: Shared, *, convention: Convention, bidirectional: bool
+    shared: Shared, *, convention: Convention, bidirectional: bool, grid: bool
 ) -> Pattern:
     """Return a complex HGRU for every block, with the bounds of all."""
     return hgrn.hgrn_mixers(
         shared.d_model,
         convention=convention,
         bidirectional=bidirectional,
+        grid=grid,
         **shared.of_recurrence(),
     )
 

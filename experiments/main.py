@@ -2,12 +2,19 @@
 
 python -m experiments.main --config=configs/FILE.py:VARIANT --workdir=DIR
     [--config.SECTION.KEY=VALUE ...]     override a value of configs/base.py
+    [--config.seeds=0,1,2]               one run a seed, in DIR/seed-0 ...
     [--mode=train|evaluate|prepare|benchmark]
     [--distributed=auto|on|off]          on: ask the cluster for the other processes
     [--coordinator_address=HOST:PORT --process_count=N --process_id=I]
+    [--index=I | --index=I/N]            of several runs only I, or every N-th from I
+    [--dry-run]                          print the commands, numbered
+
+A file that defines `sweep`, as configs/lra/suite.py does, stands for several runs, each
+in DIR/NAME and a process of its own.
 
 The same command again goes on where the run was interrupted. Exit code 0: finished;
-75: pre-empted after saving, run again; 1: cannot go on, for the reason in one line.
+75: pre-empted after saving, run again; 1: cannot go on, for the reason in one line
+(some of several runs cannot, the others are finished).
 """
 
 import errno
@@ -16,12 +23,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import config, report
+from experiments import config, process, report, sweep
 from experiments.errors import UserError
+from experiments.process import INTERRUPTED, PREEMPTED
 from experiments.workdir import Workdir
 
-PREEMPTED = 75
-INTERRUPTED = 130
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -31,7 +37,10 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        return run(config.parse(argv))
+        planned = sweep.plan(argv)
+        if planned.is_single and not planned.dry_run:
+            return run(planned.runs[0].command)
+        return sweep.run_all(planned)
     except (UserError, NotImplementedError) as error:  # the latter: no such kernel here
         return _fail(str(error))
     except OSError as error:
@@ -44,7 +53,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _fail(reason: str) -> int:
-    print("error:", " ".join(reason.split()), file=sys.stderr)
+    reason = " ".join(reason.split())
+    print("error:", reason, file=sys.stderr)
+    process.leave_reason(reason)
     return 1
 
 
@@ -100,4 +111,5 @@ def end(*_: object) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, end)
+    process.end_with_starter()
     sys.exit(main(sys.argv))

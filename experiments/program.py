@@ -5,8 +5,9 @@ and one update a pure function of (state, batch, key).
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,11 @@ from experiments import builders, distributed, metrics
 from experiments.errors import UserError
 from experiments.evaluate import EvalStep, make_eval_step
 from experiments.tasks.base import Task
-from ssm import param_groups, param_sharding
+from ssm import param_sharding
 from ssm.layers.base import auxiliary_loss
 
+P = ParamSpec("P")
+R = TypeVar("R")
 State = dict[str, Any]
 Batch = dict[str, jax.Array]
 TrainStep = Callable[[State, Batch, jax.Array], tuple[State, metrics.Packed]]
@@ -79,7 +82,7 @@ def build(
     create = builders.build_model(config, task)
     model = nnx.eval_shape(lambda: create(jax.random.key(0)))
     graphdef, _ = nnx.split(model)
-    labels = param_groups.labels(model)
+    labels = builders.parameter_groups(config, model)
     optimizer = builders.build_optimizer(config, labels)
 
     def new_state(model: nnx.Module) -> State:
@@ -106,8 +109,9 @@ def build(
 
     jitted_init = jax.jit(init, out_shardings=shardings)
     key = jax.jit(lambda seed: keys(seed)[1], out_shardings=replicated)
+    precision = config.model.matmul_precision
     train_step = jax.jit(
-        make_train_step(config, graphdef, task, optimizer),
+        _at_precision(precision, make_train_step(config, graphdef, task, optimizer)),
         donate_argnums=0,
         out_shardings=(shardings, replicated),
     )
@@ -129,8 +133,22 @@ def build(
         init=lambda: jitted_init(config.seed),
         key=lambda: key(config.seed),
         train_step=train_step,
-        eval_step=jax.jit(make_eval_step(graphdef, task), out_shardings=replicated),
+        eval_step=jax.jit(
+            _at_precision(precision, make_eval_step(graphdef, task)),
+            out_shardings=replicated,
+        ),
     )
+
+
+def _at_precision(precision: str, function: Callable[P, R]) -> Callable[P, R]:
+    """Trace a function with a precision of its matrix products, and their gradients."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        with jax.default_matmul_precision(precision):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def _check_time(

@@ -10,6 +10,7 @@ from experiments.config import Command, config_hash, flatten
 from experiments.errors import UserError
 from experiments.evaluate import evaluate
 from experiments.program import Program, State, build, evaluated_params
+from experiments.tasks.base import Task
 from experiments.workdir import Workdir, environment
 
 
@@ -66,7 +67,7 @@ def final_result(
         "steps_done": counters.step,
         "metric": task.selection_metric,
         "larger_is_better": task.larger_is_better,
-        "selection": f"first best validation {task.selection_metric}",
+        "selection": _selection(task),
         "evaluated_parameters": "raw" if raw else "moving average",
         "best": best,
         "last": last,
@@ -74,6 +75,7 @@ def final_result(
         "parameter_count": program.parameter_count(),
         "elapsed_seconds": counters.elapsed_seconds,
         "examples_per_second": config.train.batch_size / seconds if seconds else None,
+        "input_wait_share": counters.input_wait_share(),
         "environment": environment(),
     }
 
@@ -89,6 +91,12 @@ def evaluate_state(program: Program, state: State, split: str) -> dict[str, Any]
         program.config.evaluate.batch_size,
         distributed.by_batch(program.mesh),
     )
+
+
+def _selection(task: Task) -> str:
+    if task.selects_on_test:
+        return f"selected on test: first best test {task.selection_metric}"
+    return f"first best validation {task.selection_metric}"
 
 
 def _is_at(validation: dict[str, Any] | None, step: int) -> bool:

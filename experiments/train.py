@@ -6,7 +6,7 @@ run computes does not depend on where it was interrupted.
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from experiments.checkpoint import Checkpoints, Counters, one_failure_told
 from experiments.config import Command
 from experiments.errors import UserError
 from experiments.prefetch import batches
-from experiments.program import Program, State, build
+from experiments.program import Batch, Program, State, build
 from experiments.progress import Progress
 from experiments.result import evaluate_state, final_result
 from experiments.workdir import Workdir, environment
@@ -32,9 +32,10 @@ def train(command: Command, workdir: Workdir) -> dict[str, Any] | None:
     config = command.config
     program = build(config)
     main = distributed.is_main()
-    if main:
-        describe_run(command, workdir, program)
     with contextlib.ExitStack() as stack:
+        if main:
+            stack.enter_context(workdir.claimed())
+            describe_run(command, workdir, program)
         stack.enter_context(jax.set_mesh(program.mesh))
         stack.enter_context(one_failure_told())
         checkpoints = Checkpoints(
@@ -129,6 +130,7 @@ class Training:
         self._progress = progress
         self._pending: metrics.Packed | None = None
         self._last_fetch: float | None = None  # None: do not time the next step
+        self._waited = 0.0  # seconds for batches, since then
         self._began = time.monotonic() - counters.elapsed_seconds
 
     def run(self, until: int) -> bool:
@@ -148,7 +150,7 @@ class Training:
             until,
             distributed.by_batch(program.mesh),
         )
-        for calls, batch in enumerate(stream, 1):
+        for calls, batch in enumerate(self._wait_for(stream), 1):
             step = start + calls
             self.state, packed = program.train_step(self.state, batch, key)
             self._fetch()  # of the step before, while the device works on this one
@@ -167,6 +169,16 @@ class Training:
         self._fetch()
         return True
 
+    def _wait_for(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches, and add up how long each took to come."""
+        while True:
+            began = time.perf_counter()
+            batch = next(stream, None)
+            self._waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
     def _fetch(self) -> None:
         """Take in the report of the step that was dispatched last."""
         if self._pending is None:
@@ -181,7 +193,8 @@ class Training:
         if self._last_fetch is not None:
             counters.timed_steps += 1
             counters.training_seconds += now - self._last_fetch
-        self._last_fetch = now
+            counters.waiting_seconds += self._waited
+        self._last_fetch, self._waited = now, 0.0
 
         if self._progress.due(counters.step) and counters.timed_steps:
             self._show()
@@ -199,6 +212,7 @@ class Training:
                 "train/parameter_norm": metrics.norm(report["parameter_norms"]),
                 "time/elapsed_seconds": self._elapsed(),
                 "time/examples_per_second": self._speed(),
+                "time/input_wait_share": self.counters.input_wait_share(),
             },
         )
         self.counters.sums = {}

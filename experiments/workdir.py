@@ -6,15 +6,18 @@ parameters.txt    path, shape and optimiser group of every parameter
 metrics.jsonl     every logged value, one line a step
 checkpoints/      the last ones and the best
 result.json       written once, at the end
+failure.json      why it did not come to one, of a run among several
 """
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from experiments.config import flatten, identity
 from experiments.errors import UserError
@@ -54,6 +57,29 @@ class Workdir:
                 f"{'; '.join(differing[:6])}{more}. Choose another --workdir"
             )
 
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep others from training here, until this process ends at the latest.
+
+        Raises:
+          UserError: another process does. Where files cannot be locked, nobody asks.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.metrics.open("a") as file:
+            if not _lock(file):
+                raise UserError(
+                    f"another process is training in {self.path}: wait until it ends, "
+                    "or choose another --workdir"
+                )
+            yield
+
+    def is_claimed(self) -> bool:
+        """Whether a process is training here."""
+        if not self.metrics.exists():
+            return False
+        with self.metrics.open() as file:  # the directory may be read-only
+            return not _lock(file)
+
     def _has_checkpoint(self) -> bool:
         paths = self.checkpoints.iterdir() if self.checkpoints.exists() else ()
         return any(path.name.isdigit() for path in paths)
@@ -79,6 +105,17 @@ class Workdir:
         temporary = self.path / f".{name}.partial"
         temporary.write_text(text)
         temporary.replace(self.path / name)
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock an open file until it is closed; False if somebody else has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # the file system has no locks
+        return True
+    return True
 
 
 def environment() -> dict[str, Any]:

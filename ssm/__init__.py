@@ -36,7 +36,7 @@ from ssm.layers import (
     LocalAttention,
     MixtureOfExperts,
 )
-from ssm.models import LanguageModel, SequenceClassifier
+from ssm.models import LanguageModel, RetrievalClassifier, SequenceClassifier
 
 __version__ = "0.1.0"
 
@@ -62,6 +62,7 @@ __all__ = [
     "LiquidS4",
     "LocalAttention",
     "MixtureOfExperts",
+    "RetrievalClassifier",
     "SequenceClassifier",
     "blocks",
     "generate",

@@ -1,7 +1,7 @@
 """Residual blocks around sequence layers."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ssm.layers.base import Carry, SequenceLayer, Stepping, wanted
 from ssm.layers.mixture_of_experts import MixtureOfExperts
 
 Norm = Literal["layer", "rms", "gemma", "batch"] | Callable[..., nnx.Module]
-Glu = Literal["full", "half", "none"]
+Glu = Literal["full", "half", "half2", "none"]
 
 
 def make_norm(
@@ -116,6 +116,9 @@ class S4Block(Stepping, nnx.Module):
         glu(v) = v * sigmoid(W2 v + b2)              "half"
         glu(v) = v                                   "none"
 
+    and with "half2" the value that passes the gate is the mixer's, before its gelu:
+    y * sigmoid(W2 drop(gelu(y)) + b2) with y = mixer(norm(x)).
+
     `gelu` is the tanh approximation. Dropout masks are shared over time.
 
     Shapes: x (B, T, d_model) -> z (B, T, d_model); the carry is the mixer's.
@@ -127,7 +130,7 @@ class S4Block(Stepping, nnx.Module):
     keywords go to a mixer that names them in `per_layer`.
 
     Source: Gu et al. 2022 (2111.00396); the gates as in Orvieto et al. 2023
-    (2303.06349), appendix D.1.
+    (2303.06349), appendix D.1, the last one as in the code of S5 (2208.04933).
     """
 
     def __init__(
@@ -143,8 +146,10 @@ class S4Block(Stepping, nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if glu not in ("full", "half", "none"):
-            raise ValueError(f"glu={glu!r} is unknown, wanted 'full', 'half' or 'none'")
+        if glu not in get_args(Glu):
+            raise ValueError(
+                f"glu={glu!r} is unknown, wanted {', '.join(map(repr, get_args(Glu)))}"
+            )
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.mixer, self.prenorm, self.glu = mixer, prenorm, glu
         self.norm = make_norm(norm, d_model, rngs=rngs, **types)
@@ -171,19 +176,19 @@ class S4Block(Stepping, nnx.Module):
         keys = (None,) * 3 if key is None else jax.random.split(key, 3)
         own = wanted(self.mixer, per_layer | {"key": keys[2], "mask": mask})
         v = apply_norm(self.norm, x, mask=mask, train=train) if self.prenorm else x
-        v, carry = self.mixer(v, carry, reset=reset, **own)
-        v = self._gate(self._drop(nnx.gelu(v), keys[0]))
+        y, carry = self.mixer(v, carry, reset=reset, **own)
+        v = self._gate(self._drop(nnx.gelu(y), keys[0]), y)
         z = x + self._drop(v, keys[1])
         if not self.prenorm:
             z = apply_norm(self.norm, z, mask=mask, train=train)
         return z, carry
 
-    def _gate(self, v):
+    def _gate(self, v, y):
         if self.glu == "none":
             return v
-        if self.glu == "half":
-            return v * nnx.sigmoid(self.gate(v))
-        return nnx.glu(self.gate(v))
+        if self.glu == "full":
+            return nnx.glu(self.gate(v))
+        return (v if self.glu == "half" else y) * nnx.sigmoid(self.gate(v))
 
     def _drop(self, v, key):
         return v if key is None else self.dropout(v, deterministic=False, rngs=key)

@@ -1,15 +1,15 @@
 """Prepared rows on disk: a tfds data set of `array_record` files, without TensorFlow.
 
-A prepared folder appears whole or not at all: it is written beside its place and moved
-there, under a lock that the system drops with the process. Reading loads all rows into
-memory, where taking a batch by its indices is far faster than reading records one by
-one.
+`manifest.json` says what the rows are. It is written last, so a set appears whole or
+not at all, under a lock that the system drops with the process. A record is a block of
+rows, which loads several times faster than records of one row. Reading loads all rows
+into memory; neither it nor writing holds a second copy of them.
 """
 
 import contextlib
 import fcntl
 import hashlib
-import io
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,38 +23,9 @@ from experiments.data.rows import Rows
 from experiments.errors import UserError
 
 Splits = Mapping[str, Rows]
-
-
-class Sequences(tfds.core.GeneratorBasedBuilder):
-    """Labelled sequences of bytes: `values` (length,) uint8 and `label` uint8."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, splits: Splits, data_dir: Path):
-        self._splits = splits
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "values": tfds.features.Tensor(shape=(None,), dtype=np.uint8),
-            "label": tfds.features.Scalar(np.uint8),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            metadata=tfds.core.MetadataDict(sha256=checksum(self._splits)),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
-        return {split: self._generate_examples(split) for split in self._splits}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        rows = self._splits[split]
-        report = counter(f"writing {split}", len(rows))
-        for i, label in enumerate(rows.labels):
-            yield i, {"values": rows[i], "label": label}
-            report(i + 1)
+_MANIFEST = "manifest.json"
+_NAME, _VERSION = "rows", "2.0.0"  # of the records' form
+_BLOCK = 256  # rows in a record: memory for some megabytes of them
 
 
 class DamagedError(UserError):
@@ -65,10 +36,12 @@ class DamagedError(UserError):
         self.folder = folder
 
 
-def prepare(folder: Path, make: Callable[[], Splits]) -> None:
+def prepare(folder: Path, make: Callable[[], Splits], about: Mapping[str, Any]) -> None:
     """Make the rows and write them to `folder`, unless they are there already.
 
     If several processes come here at once, one works and the others wait for it.
+    `about` says where the rows come from, in what JSON can hold; `manifest` returns it.
+    The rows that `make` returns may be memory maps, with values and labels uint8.
 
     Raises UserError if the folder cannot be written.
     """
@@ -77,10 +50,9 @@ def prepare(folder: Path, make: Callable[[], Splits]) -> None:
             if is_prepared(folder):
                 return
             remove(folder)  # what a killed process left
-            builder = Sequences(make(), folder)
-            tfds.disable_progress_bar()  # ours takes one line
-            with contextlib.redirect_stdout(io.StringIO()):
-                builder.download_and_prepare()
+            splits = make()
+            _write(_dataset(folder), splits)
+            _write_manifest(folder, splits, about)
     except (OSError, RuntimeError) as error:  # array_record raises the latter
         raise UserError(
             f"cannot prepare {folder} ({_first_line(error)}): make room there, or "
@@ -90,6 +62,7 @@ def prepare(folder: Path, make: Callable[[], Splits]) -> None:
 
 def remove(folder: Path) -> None:
     """Remove the rows of `folder`, if it has any."""
+    (folder / _MANIFEST).unlink(missing_ok=True)
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -97,7 +70,19 @@ def remove(folder: Path) -> None:
 
 def is_prepared(folder: Path) -> bool:
     """Whether `load` has something to read."""
-    return _dataset(folder).is_dir()
+    return (folder / _MANIFEST).is_file()
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """Return `about`, and "sha256" of the rows and "rows" and "bytes" of each split.
+
+    Raises DamagedError if it cannot be read.
+    """
+    path = folder / _MANIFEST
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, path, error) from error
 
 
 def load(folder: Path) -> dict[str, Rows]:
@@ -105,6 +90,7 @@ def load(folder: Path) -> dict[str, Rows]:
 
     Raises DamagedError, naming the file and how to make it again, if it is damaged.
     """
+    facts = manifest(folder)
     path: str | Path = _dataset(folder)
     try:
         builder = tfds.builder_from_directory(path)
@@ -112,18 +98,12 @@ def load(folder: Path) -> dict[str, Rows]:
         for split, info in builder.info.splits.items():
             path = ", ".join(str(file) for file in info.filepaths)
             source = builder.as_data_source(split=split)
-            records = source.__getitems__(range(len(source)))
-            labels = np.array([record["label"] for record in records], np.uint8)
-            splits[split] = Rows.of([record["values"] for record in records], labels)
+            splits[split] = _read(source, facts["rows"][split], facts["bytes"][split])
         path = _dataset(folder)
-        if builder.info.metadata["sha256"] != checksum(splits):
+        if facts["sha256"] != checksum(splits):
             raise ValueError("its rows do not have their checksum")
     except Exception as error:  # each library below has errors of its own
-        message = (
-            f"{path} is damaged ({_first_line(error)}): the same command with "
-            "--mode=prepare makes it again"
-        )
-        raise DamagedError(folder, message) from error
+        raise _damaged(folder, path, error) from error
     return splits
 
 
@@ -133,8 +113,93 @@ def checksum(splits: Splits) -> str:
     for split in sorted(splits):
         digest.update(f"{split} {len(splits[split])}\n".encode())
         for array in (splits[split].starts, splits[split].values, splits[split].labels):
-            digest.update(array.tobytes())
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _write(path: Path, splits: Splits) -> None:
+    path.mkdir(parents=True)
+    identity = tfds.core.dataset_info.DatasetIdentity(
+        name=_NAME,
+        version=tfds.core.Version(_VERSION),
+        data_dir=str(path),
+        module_name=__name__,
+    )
+    info = tfds.core.DatasetInfo(
+        builder=identity,
+        features=tfds.features.FeaturesDict(
+            {
+                "values": _array(np.uint8),
+                "lengths": _array(np.int64),
+                "labels": _array(np.uint8),
+            }
+        ),
+        disable_shuffling=True,
+    )
+    # A GeneratorBasedBuilder would collect a split in memory before it writes it.
+    writer = tfds.core.SequentialWriter(
+        info,
+        max_examples_per_shard=max(map(len, splits.values())),
+        file_format="array_record",
+    )
+    writer.initialize_splits(list(splits))
+    for split, rows in splits.items():
+        report = counter(f"writing {split}", len(rows))
+        for start in range(0, len(rows), _BLOCK):
+            block = rows.part(start, min(start + _BLOCK, len(rows)))
+            record = {
+                "values": block.values,
+                "lengths": block.lengths,
+                "labels": block.labels,
+            }
+            writer.add_examples({split: [record]})
+            report(start + len(block))
+    writer.close_all()
+
+
+def _array(dtype: type) -> tfds.features.Tensor:
+    """Return the feature of a flat array, kept as bytes: numbers take much longer."""
+    return tfds.features.Tensor(
+        shape=(None,), dtype=dtype, encoding=tfds.features.Encoding.BYTES
+    )
+
+
+def _read(source: Any, n_rows: int, n_values: int) -> Rows:
+    """Return the rows of one split."""
+    rows = Rows(
+        np.empty(n_values, np.uint8),
+        np.zeros(n_rows + 1, np.int64),
+        np.empty(n_rows, np.uint8),
+    )
+    row = value = 0
+    for record in source:
+        next_row = row + len(record["labels"])
+        next_value = value + len(record["values"])
+        rows.values[value:next_value] = record["values"]
+        rows.labels[row:next_row] = record["labels"]
+        rows.starts[row + 1 : next_row + 1] = value + np.cumsum(record["lengths"])
+        row, value = next_row, next_value
+    return rows
+
+
+def _write_manifest(folder: Path, splits: Splits, about: Mapping[str, Any]) -> None:
+    facts = {
+        **about,
+        "sha256": checksum(splits),
+        "rows": {split: len(rows) for split, rows in splits.items()},
+        "bytes": {split: len(rows.values) for split, rows in splits.items()},
+    }
+    part = folder / f"{_MANIFEST}.part"
+    part.write_text(json.dumps(facts, indent=2) + "\n")
+    part.rename(folder / _MANIFEST)
+
+
+def _damaged(folder: Path, path: str | Path, error: Exception) -> DamagedError:
+    message = (
+        f"{path} is damaged ({_first_line(error)}): the same command with "
+        "--mode=prepare makes it again"
+    )
+    return DamagedError(folder, message)
 
 
 def _first_line(error: Exception) -> str:
@@ -142,7 +207,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _dataset(folder: Path) -> Path:
-    return folder / Sequences.name / str(Sequences.VERSION)
+    return folder / _NAME / _VERSION
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.data.listops import CLOSE, MIN, ZERO, Grammar
 from experiments.data.rows import Rows
+from experiments.data.splitmix import below, child
 
 VERSION = 1  # to be raised when the same seed gives other rows
 _MAX_ATTEMPTS = 2_000  # a row; Long Range Arena's grammar needs 3 on average
@@ -47,7 +48,7 @@ def draw(
         if np.any(attempts[pending] == last[pending]):
             raise ValueError(f"{_MAX_ATTEMPTS} attempts drew nothing as in {grammar}")
         key = np.full(len(pending), seed, np.uint64)
-        key = _child(_child(key, rows[pending]), attempts[pending])
+        key = child(child(key, rows[pending]), attempts[pending])
         levels, lengths = _grow(grammar, key)
         accepted = (lengths > grammar.min_length) & (lengths < grammar.max_length)
         written = _write([level.of_trees(accepted) for level in levels])
@@ -83,8 +84,8 @@ def _grow(grammar: Grammar, key: np.ndarray) -> tuple[list[_Level], np.ndarray]:
     for depth in range(1, grammar.max_depth + 1):
         # A root that is a digit is always refused, so those attempts are left out.
         is_operator = (depth == 1) | (depth < grammar.max_depth) & (key >> 62 == 0)
-        token = np.where(is_operator, MIN + (key >> 60 & 3), ZERO + _below(10, key))
-        n_args = np.where(is_operator, 2 + _below(grammar.max_args - 1, key), 0)
+        token = np.where(is_operator, MIN + (key >> 60 & 3), ZERO + below(10, key))
+        n_args = np.where(is_operator, 2 + below(grammar.max_args - 1, key), 0)
         n_args = n_args.astype(np.int64)
         levels.append(_Level(tree, token.astype(np.uint8), n_args))
         new = np.bincount(tree, n_args + is_operator, minlength=len(lengths))
@@ -93,7 +94,7 @@ def _grow(grammar: Grammar, key: np.ndarray) -> tuple[list[_Level], np.ndarray]:
         parents, n_args, first = _families(np.where(growing, n_args, 0))
         tree = np.repeat(tree[parents], n_args)
         position = np.arange(len(tree)) - np.repeat(first, n_args)
-        key = _child(np.repeat(key[parents], n_args), position)
+        key = child(np.repeat(key[parents], n_args), position)
     return levels, lengths
 
 
@@ -144,16 +145,3 @@ def _families(n_args: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     parents = np.flatnonzero(n_args)
     n_args = n_args[parents]
     return parents, n_args, np.cumsum(n_args) - n_args
-
-
-def _below(bound: int, key: np.ndarray) -> np.ndarray:
-    """Return integers from 0 to bound - 1, uniform, from the low half of each key."""
-    return (key & 0xFFFFFFFF) * np.uint64(bound) >> 32
-
-
-def _child(key: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Return the keys of these children: outputs `position` of SplitMix64 from key."""
-    z = key + (position.astype(np.uint64) + 1) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ z >> 30) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ z >> 27) * np.uint64(0x94D049BB133111EB)
-    return z ^ z >> 31

@@ -5,7 +5,6 @@ ends. An operator is written curried, `( ( ( [MIN 3 ) 7 ) ] )`; the round bracke
 nothing, and files without them, or with LF at the ends, read alike.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,13 +47,6 @@ def find(source: str) -> dict[str, Path]:
         if not path.is_file():
             raise UserError(f"{path} is missing: {_NEXT_STEP}")
     return files
-
-
-def fingerprint(files: Mapping[str, Path]) -> str:
-    """Return a name for these files that changes when they are written to."""
-    stats = {str(path.resolve()): path.stat() for path in files.values()}
-    facts = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def provenance(files: Mapping[str, Path]) -> str:

@@ -1,4 +1,4 @@
-"""The order in which training rows come: a pure function of (seed, step)."""
+"""The orders of rows: in training, a pure function of (seed, step), and for splits."""
 
 import functools
 
@@ -13,9 +13,12 @@ def training_rows(n_rows: int, seed: int, step: int, batch_size: int) -> np.ndar
     """
     start, stop = step * batch_size, (step + 1) * batch_size
     epochs = range(start // n_rows, (stop - 1) // n_rows + 1)
-    rows = np.concatenate([_permutation(n_rows, seed, epoch) for epoch in epochs])
-    first = start - epochs[0] * n_rows
-    return rows[first : first + batch_size]
+    parts = []
+    for epoch in epochs:
+        first = epoch * n_rows
+        of_epoch = slice(max(start - first, 0), stop - first)
+        parts.append(_permutation(n_rows, seed, epoch)[of_epoch])
+    return np.concatenate(parts)
 
 
 @functools.lru_cache(maxsize=2)  # a batch touches two epochs at most, as a rule
@@ -23,3 +26,8 @@ def _permutation(n_rows: int, seed: int, epoch: int) -> np.ndarray:
     """Return the order of one epoch."""
     generator = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     return generator.permutation(n_rows)
+
+
+def split_order(n_rows: int) -> np.ndarray:
+    """Return the order in which rows are cut into splits: the same in every run."""
+    return np.random.Generator(np.random.PCG64(42)).permutation(n_rows)

@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable
 
 
-def counter(what: str, total: int) -> Callable[[int], None]:
-    """Return a function to be told how many of `total` rows are done.
+def counter(what: str, total: int, unit: str = "rows") -> Callable[[int], None]:
+    """Return a function to be told how many of `total` are done.
 
     On a terminal it keeps one line up to date, elsewhere it prints one now and then.
     """
@@ -20,8 +20,7 @@ def counter(what: str, total: int) -> Callable[[int], None]:
             return
         due = time.monotonic() + interval
         end = "\r" if terminal and done < total else "\n"
-        print(
-            f"{what}: {done:,} of {total:,} rows", end=end, file=sys.stderr, flush=True
-        )
+        line = f"{what}: {done:,} of {total:,} {unit}"
+        print(line, end=end, file=sys.stderr, flush=True)
 
     return report

@@ -22,6 +22,13 @@ class Rows:
         starts = np.cumsum([0, *map(len, rows)], dtype=np.int64)
         return cls(np.concatenate(rows), starts, labels)
 
+    @classmethod
+    def table(cls, rows: np.ndarray, labels: np.ndarray) -> "Rows":
+        """Return rows of one length: `rows` is (n, ...), and is not copied."""
+        values = rows.reshape(-1)
+        starts = np.arange(len(rows) + 1, dtype=np.int64) * (values.size // len(rows))
+        return cls(values, starts, labels)
+
     @property
     def lengths(self) -> np.ndarray:
         return np.diff(self.starts)
@@ -37,6 +44,10 @@ class Rows:
         starts = self.starts[start : stop + 1]
         values = self.values[starts[0] : starts[-1]]
         return Rows(values, starts - starts[0], self.labels[start:stop])
+
+    def take(self, indices: np.ndarray) -> "Rows":
+        """Return these rows, in this order."""
+        return Rows.of([self[index] for index in indices], self.labels[indices])
 
     def padded(self, indices: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         """Return these rows (n, width), zeros on the right, and their lengths (n,)."""

@@ -11,6 +11,8 @@ import optax
 
 from experiments.data.builders import DamagedError, remove
 from experiments.data.order import training_rows
+from experiments.data.rows import Rows
+from experiments.errors import UserError
 
 Batch = dict[str, Any]  # of arrays with the batch as their leading axis
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # metric -> (sum, weight)
@@ -24,8 +26,8 @@ class Task(abc.ABC):
     entry `weight` (B,) float32 is 1 for a row that counts and 0 for padding.
     """
 
-    name: ClassVar[str]
-    model_kind: ClassVar[Literal["classifier", "language_model"]]
+    name: str  # a stand-in has one of its own
+    model_kind: ClassVar[Literal["classifier", "retrieval", "language_model"]]
     selection_metric: ClassVar[str] = "accuracy"
     larger_is_better: ClassVar[bool] = True  # of the selection metric
 
@@ -33,6 +35,7 @@ class Task(abc.ABC):
     model_kwargs: dict[str, int]  # what the task fixes of its model
     checksum: str  # SHA-256 of the data, or of what generates it
     reference_points: dict[str, float]  # chance, milestones; losses are "... loss"
+    selects_on_test: bool = False  # whether "validation" is the test split
 
     @classmethod
     def prepare(cls, **arguments: Any) -> Self:
@@ -135,6 +138,16 @@ def classification_sums(
 def majority_share(labels: np.ndarray) -> float:
     """Return the accuracy of the best constant answer."""
     return float(np.bincount(labels).max() / len(labels))
+
+
+def check_sizes(splits: Mapping[str, Rows], sizes: Mapping[str, int]) -> None:
+    """Raise UserError if files do not have the rows that the config says."""
+    for split, size in sizes.items():
+        if (found := len(splits[split])) != size:
+            raise UserError(
+                f"data.source has {found} {split} rows, task.{split}_size is {size}: "
+                f"complete the file, or set --config.task.{split}_size={found}"
+            )
 
 
 def refuse_source(task: str, source: str) -> None:

@@ -13,28 +13,11 @@ from ssm.models.pooling import Pooling, pool, valid_steps
 from ssm.models.stack import MakeBlock, Pattern, Stack
 
 
-class SequenceClassifier(nnx.Module):
-    """Encoder, blocks, pooling over time, linear map to classes.
+class Classifier(nnx.Module):
+    """What classifiers share: encoder, blocks, pooling over time, a map to classes.
 
-        logits = classifier(x, lengths=None, *, key=None, train=False)
-
-    Shapes: x (B, T) int tokens or (B, T, d_input) real; lengths (B,) int, the number of
-    valid steps of right-padded sequences -> logits (B, n_classes) float32. The logits
-    do not depend on how much padding follows: it is not pooled, and a reset at its
-    first step keeps it from layers that look back from the end.
-
-    Args:
-      make_block: builds one block, or several such in turn, see `Stack`.
-      n_layers, d_model, n_classes: sizes.
-      vocab_size, d_input: exactly one; says what the inputs are.
-      pooling: "mean" over the valid steps, or "last", the last valid one.
-      final_norm: the norm after the last block: its kind, see `blocks.make_norm`; True
-        is "layer", False none.
-      scan_layers, remat: see `Stack`.
-      dtype, param_dtype: of the computation and of the parameters.
-
-    Dropout happens if a PRNG `key` is given, and only then. `train=True` makes batch
-    norm, where a block has one, use and update batch statistics.
+    See `SequenceClassifier` for the arguments. A subclass says how it gets from what is
+    `pooled` to the input of `head`.
     """
 
     def __init__(
@@ -65,7 +48,7 @@ class SequenceClassifier(nnx.Module):
         self.norm = make_final_norm(final_norm, d_model, rngs=rngs, **types)
         self.head = nnx.Linear(d_model, n_classes, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(
+    def pooled(
         self,
         x: jax.Array,
         lengths: jax.Array | None = None,
@@ -73,6 +56,7 @@ class SequenceClassifier(nnx.Module):
         key: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
+        """A sequence as one vector: (B, d_model) float32."""
         if lengths is not None and lengths.shape != x.shape[:1]:
             raise ValueError(
                 f"lengths has shape {lengths.shape}, wanted {x.shape[:1]} = (B,)"
@@ -85,4 +69,39 @@ class SequenceClassifier(nnx.Module):
         x, _ = self.stack(x, reset=reset, key=key, mask=mask, train=train)
         if self.norm is not None:
             x = self.norm(x)
-        return self.head(pool(x, lengths, self.pooling))
+        return pool(x, lengths, self.pooling)
+
+
+class SequenceClassifier(Classifier):
+    """Encoder, blocks, pooling over time, linear map to classes.
+
+        logits = classifier(x, lengths=None, *, key=None, train=False)
+
+    Shapes: x (B, T) int tokens or (B, T, d_input) real; lengths (B,) int, the number of
+    valid steps of right-padded sequences -> logits (B, n_classes) float32. The logits
+    do not depend on how much padding follows: it is not pooled, and a reset at its
+    first step keeps it from layers that look back from the end.
+
+    Args:
+      make_block: builds one block, or several such in turn, see `Stack`.
+      n_layers, d_model, n_classes: sizes.
+      vocab_size, d_input: exactly one; says what the inputs are.
+      pooling: "mean" over the valid steps, or "last", the last valid one.
+      final_norm: the norm after the last block: its kind, see `blocks.make_norm`; True
+        is "layer", False none.
+      scan_layers, remat: see `Stack`.
+      dtype, param_dtype: of the computation and of the parameters.
+
+    Dropout happens if a PRNG `key` is given, and only then. `train=True` makes batch
+    norm, where a block has one, use and update batch statistics.
+    """
+
+    def __call__(
+        self,
+        x: jax.Array,
+        lengths: jax.Array | None = None,
+        *,
+        key: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        return self.head(self.pooled(x, lengths, key=key, train=train))

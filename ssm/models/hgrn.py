@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from ssm.blocks import Norm
-from ssm.layers import HGRN2, HGRU, GatedMLP, LowerBounds
+from ssm.layers import HGRN2, HGRU, HGRU2D, GatedMLP, LowerBounds
 from ssm.layers.hgru import LayerNorm
 from ssm.layers.lower_bounds import Convention
 from ssm.models.around import residual_blocks
@@ -190,16 +190,27 @@ def hgrn_mixers(
     d_model: int,
     *,
     convention: Convention,
+    bidirectional: bool = False,
+    grid: bool = False,
     param_dtype: DTypeLike = jnp.float32,
     **options: Any,
 ) -> Coupled:
     """An `HGRU` in every layer, with the bounds of all: what blocks are put around.
 
-    Args: `convention` is that of `LowerBounds`, the others are those of `HGRU`.
+    With `grid` it is an `HGRU2D`, over the rows and columns of a square, which is
+    bidirectional. `convention` is that of `LowerBounds`, the others are those of
+    `HGRU`.
+
+    Raises ValueError for a grid that is not bidirectional.
     """
+    if grid and not bidirectional:
+        raise ValueError("hgrn: grid=True looks all ways, wanted bidirectional=True")
+    options |= {"param_dtype": param_dtype}
 
     def mixer(rngs: nnx.Rngs) -> HGRU:
-        return HGRU(d_model, param_dtype=param_dtype, rngs=rngs, **options)
+        if grid:
+            return HGRU2D(d_model, rngs=rngs, **options)
+        return HGRU(d_model, bidirectional=bidirectional, rngs=rngs, **options)
 
     return Coupled((mixer,), bounds(d_model, convention, param_dtype))
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments import builders, main
+from experiments import builders, main, process, sweep
 from experiments.tasks.base import Task
 
 CLASSES = 3
@@ -109,8 +109,10 @@ def build_model(config, task):
 if __name__ == "__main__":
     builders.TASKS["fake"] = FakeTask
     builders.build_model = build_model
+    sweep.PROGRAM = "tests.experiments.fake"
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     signal.signal(signal.SIGTERM, main.end)
+    process.end_with_starter()
     # Ignored in what a shell has put into the background, tests and all.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main.main(sys.argv))

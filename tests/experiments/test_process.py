@@ -26,7 +26,7 @@ def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
 
 def wait_for_step(process: subprocess.Popen, workdir: Path, step: int) -> None:
     """Return once that step was logged."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180  # of a busy machine
     while time.monotonic() < deadline and process.poll() is None:
         lines = (workdir / "metrics.jsonl").exists() and logged_steps(workdir)
         if lines and lines[-1] >= step:
@@ -151,6 +151,45 @@ def assert_close(workdir: Path, uninterrupted: Path) -> None:
     """Equal but for the order of sums: a few float32 roundings, 40 steps long."""
     for ours, theirs in zip(logged(workdir), logged(uninterrupted), strict=True):
         assert ours == pytest.approx(theirs, rel=2e-4)
+
+
+@pytest.mark.slow
+def test_seeds_on_two_processes_go_on_together_and_each_is_that_of_one_run(
+    start, tmp_path, cluster
+):
+    """Pre-empted in the second of two seeds, through one of the processes."""
+
+    def pair() -> list[subprocess.Popen]:
+        flags = [SLOWLY, *cluster, "--config.seeds=0,1"]
+        return [
+            start(tmp_path / "two", *flags, f"--process_id={index}", variant=VARIANT)
+            for index in range(2)
+        ]
+
+    processes = pair()
+    wait_for_step(processes[0], tmp_path / "two/seed-0", 40)
+    wait_for_step(processes[0], tmp_path / "two/seed-1", 9)
+    processes[1].send_signal(signal.SIGTERM)
+    for process in processes:
+        finish(process, 75)
+    assert (tmp_path / "two/seed-0/result.json").exists()
+    for process in pair():
+        out, _ = finish(process)
+        assert "=== 2 of 2: seed-1" in out and "=== 1 of 2" not in out
+    flags = [SLOWLY, "--config.seed=1"]
+    finish(start(tmp_path / "one", *flags, variant=VARIANT))
+    assert_close(tmp_path / "two/seed-1", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_a_seed_that_is_not_finite_does_not_stop_the_others(start, tmp_path):
+    flags = ["--config.seeds=0,1", "--config.task.poison_step=13"]
+    _, err = finish(start(tmp_path, *flags), 1)
+    assert "2 of 2 runs did not finish: seed-0, seed-1" in err
+    for seed in range(2):
+        record = (tmp_path / f"seed-{seed}/failure.json").read_text()
+        assert "not finite at step 14" in record
+        assert max(checkpoints(tmp_path / f"seed-{seed}")) == 12
 
 
 @pytest.mark.slow

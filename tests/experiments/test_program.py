@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+import ssm
 from experiments import builders, config, distributed, metrics, program
+from experiments.errors import UserError
 from ssm import param_sharding
 from tests.experiments.conftest import CONFIG
 
@@ -131,8 +134,37 @@ def test_the_schedule_warms_up_then_falls_along_a_cosine():
     assert float(unwarmed(0)) == pytest.approx(0.03)
 
 
+def test_waves_rise_again():
+    cfg = optimizer_config(schedule="waves", warmup_fraction=0.25, wave_steps=20)
+    rate = builders.learning_rate(cfg)  # 10 steps warm up
+    assert [float(rate(step)) for step in (5, 10, 15, 20, 25, 30, 40)] == pytest.approx(
+        [0.015, 0.03, 0.015, 0.0, 0.015, 0.03, 0.0], abs=1e-7
+    )
+    cfg.optimizer.wave_steps = 10
+    with pytest.raises(UserError, match="wave_steps=10 must be more than the 10 steps"):
+        builders.learning_rate(cfg)
+
+
+def test_parameters_can_be_regrouped():
+    layer = ssm.S5(2, 4, rngs=nnx.Rngs(0))
+    usual = builders.parameter_groups(optimizer_config(), layer)
+    assert usual["b_re"] == usual["log_dt"] == "recurrence"
+    assert usual["d"] == "regular"
+    cfg = optimizer_config(regroup="log_dt=undecayed b_re=slow")
+    groups = builders.parameter_groups(cfg, layer)
+    assert groups == usual | {"log_dt": "undecayed", "b_re": "slow"}
+    for wrong, message in (
+        ("log_dt", "'log_dt' is not PARAMETER=GROUP"),
+        ("log_dt=fast", "one of the groups recurrence, slow, undecayed"),
+        ("log_td=slow", "no parameter 'log_td' .*it has b_im, b_re, c_im"),
+    ):
+        with pytest.raises(UserError, match=message):
+            builders.parameter_groups(optimizer_config(regroup=wrong), layer)
+
+
 def test_groups_have_their_own_rate_and_decay():
     labels = {"a": "recurrence", "b": "norm_and_bias", "c": "regular"}
+    labels |= {"d": "slow", "e": "undecayed"}
     params = {name: jnp.ones(2) for name in labels}
     zero = {name: jnp.zeros(2) for name in labels}
     values = {"schedule": "constant", "warmup_fraction": 0.0, "weight_decay": 0.5}
@@ -144,12 +176,15 @@ def test_groups_have_their_own_rate_and_decay():
         return {name: float(u[0]) for name, u in updates.items()}
 
     decay = update(zero)
-    assert decay == pytest.approx({"a": 0.0, "b": -0.05, "c": -0.05})
+    others = {"d": -0.025, "e": 0.0}
+    assert decay == pytest.approx({"a": 0.0, "b": -0.05, "c": -0.05} | others)
     decay = update(zero, decay_norm_and_bias=False)
-    assert decay == pytest.approx({"a": 0.0, "b": 0.0, "c": -0.05})
+    assert decay == pytest.approx({"a": 0.0, "b": 0.0, "c": -0.05} | others)
     # Adam's first update is -rate * sign(gradient), to float32 and epsilon.
     moved = update(params)
-    assert moved == pytest.approx({"a": -0.05, "b": -0.15, "c": -0.15}, rel=1e-5)
+    others = {"d": -0.075, "e": -0.1}
+    wanted = {"a": -0.05, "b": -0.15, "c": -0.15} | others
+    assert moved == pytest.approx(wanted, rel=1e-5)
 
 
 def test_clipping_bounds_the_global_norm():
@@ -162,3 +197,17 @@ def test_clipping_bounds_the_global_norm():
     # With so large an epsilon Adam's first update is -rate * gradient / epsilon.
     got = {name: float(update[0]) for name, update in updates.items()}
     assert got == pytest.approx({"a": -0.6, "b": -0.25 * 0.8}, rel=1e-2)
+
+
+@pytest.mark.parametrize("precision", ["default", "highest"])
+def test_products_have_the_precision_that_is_asked_for(precision):
+    """Those of the gradients too: the program says so of each."""
+    built = build(f"--config.model.matmul_precision={precision}")
+    batch = built.task.train_batch(0, 0, built.config.train.batch_size)
+    with jax.set_mesh(built.mesh):
+        lowered = built.train_step.lower(built.init(), batch, built.key())
+    lines = lowered.as_text().splitlines()
+    products = [line for line in lines if "dot_general" in line]
+    assert len(products) > 2
+    wanted = f"precision = [{precision.upper()}, {precision.upper()}]"
+    assert all(wanted in line for line in products)

@@ -243,6 +243,23 @@ def test_tensorboard_sees_what_the_log_has(run, tmp_path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_the_share_of_time_that_waits_for_input_is_told(run, tmp_path):
+    flags = ["--config.train.steps=12", "--config.task.delay=0.05"]
+    assert run(tmp_path, *flags) == 0
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    share = json.loads(lines[-2])["time/input_wait_share"]
+    assert 0.5 < share <= 1  # a batch takes far longer than a step
+    assert Workdir(tmp_path).read("result.json")["input_wait_share"] == share
+
+
+def test_two_processes_never_train_in_one_directory(run, tmp_path, capsys):
+    with Workdir(tmp_path).claimed():
+        assert run(tmp_path) == 1
+    assert f"another process is training in {tmp_path}" in capsys.readouterr().err
+    assert not (tmp_path / "config.json").exists()
+    assert run(tmp_path) == 0
+
+
 def test_config_json_is_the_resolved_config(finished):
     description = json.loads((finished / "config.json").read_text())
     assert description["variant"] == "plain,dropout,ema"

@@ -21,18 +21,19 @@ def inputs(batch=2, time=7):
     return jax.random.normal(jax.random.key(1), (batch, time, WIDTH))
 
 
-@pytest.mark.parametrize("glu", ["full", "half", "none"])
+@pytest.mark.parametrize("glu", ["full", "half", "half2", "none"])
 @pytest.mark.parametrize("prenorm", [True, False])
 def test_formula(glu, prenorm):
     block, x = make(glu=glu, prenorm=prenorm), inputs()
-    v = nnx.gelu(block.mixer(block.norm(x) if prenorm else x)[0])
+    y = block.mixer(block.norm(x) if prenorm else x)[0]
+    v = nnx.gelu(y)
     if glu == "full":
         kernel, bias = block.gate.kernel[...], block.gate.bias[...][None, None]
         w = v @ kernel + bias
         v = w[..., :WIDTH] * jax.nn.sigmoid(w[..., WIDTH:])
-    elif glu == "half":
+    elif glu != "none":
         kernel, bias = block.gate.kernel[...], block.gate.bias[...][None, None]
-        v = v * jax.nn.sigmoid(v @ kernel + bias)
+        v = (v if glu == "half" else y) * jax.nn.sigmoid(v @ kernel + bias)
     want = x + v if prenorm else block.norm(x + v)
     np.testing.assert_allclose(block(x)[0], want, atol=1e-6)
 

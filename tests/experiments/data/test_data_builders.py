@@ -12,6 +12,8 @@ from experiments.data import builders
 from experiments.data.rows import Rows
 from experiments.errors import UserError
 
+ABOUT = {"provenance": "stand-in", "grammar": {"depth": 3}}
+
 
 def make_splits(n_rows=200):
     rng = np.random.default_rng(0)
@@ -24,7 +26,7 @@ def make_splits(n_rows=200):
 
 @pytest.fixture
 def prepared(tmp_path):
-    builders.prepare(tmp_path / "rows", make_splits)
+    builders.prepare(tmp_path / "rows", make_splits, ABOUT)
     return tmp_path / "rows"
 
 
@@ -41,8 +43,16 @@ def test_what_is_saved_is_loaded(prepared):
     assert builders.checksum(found) == builders.checksum(make_splits())
 
 
+def test_the_manifest_says_what_the_rows_are(prepared):
+    assert builders.manifest(prepared) == ABOUT | {
+        "sha256": builders.checksum(make_splits()),
+        "rows": {"train": 200, "validation": 200, "test": 200},
+        "bytes": {"train": 20_100, "validation": 20_100, "test": 20_100},
+    }
+
+
 def test_prepared_rows_are_not_made_again(prepared):
-    builders.prepare(prepared, lambda: pytest.fail("made again"))
+    builders.prepare(prepared, lambda: pytest.fail("made again"), {})
 
 
 def test_the_checksum_sees_everything():
@@ -80,14 +90,18 @@ def test_a_damaged_file_is_named(damage, prepared):
     assert message.endswith("the same command with --mode=prepare makes it again")
     assert "\n" not in message
     builders.remove(prepared)
-    builders.prepare(prepared, make_splits)
+    builders.prepare(prepared, make_splits, {})
     builders.load(prepared)
 
 
 def test_damaged_facts_are_named(prepared):
     (path,) = prepared.rglob("dataset_info.json")
     path.write_text(path.read_text()[:50])
-    with pytest.raises(builders.DamagedError, match="1.0.0 is damaged"):
+    with pytest.raises(builders.DamagedError, match="2.0.0 is damaged"):
+        builders.load(prepared)
+    path = prepared / "manifest.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(builders.DamagedError, match="manifest.json is damaged"):
         builders.load(prepared)
 
 
@@ -100,7 +114,7 @@ def test_another_files_rows_are_noticed(prepared):
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--config.data.cache_dir"):
-        builders.prepare(tmp_path / "file" / "rows", make_splits)
+        builders.prepare(tmp_path / "file" / "rows", make_splits, {})
 
 
 def start(folder, code, env):
@@ -121,24 +135,23 @@ def start(folder, code, env):
 def test_a_killed_preparation_leaves_nothing_behind(tmp_path, subprocess_env):
     folder = tmp_path / "rows"
     code = """
-        def stop_midway(self, split, original=builders.Sequences._generate_examples):
-            for i, example in enumerate(original(self, split)):
-                if split == "test" and i == 100:
+        def stop_midway(what, total):
+            def report(done):
+                if what == "writing test":
                     (folder / "midway").touch()
                     time.sleep(60)
-                yield example
-        builders.Sequences._generate_examples = stop_midway
-        builders.prepare(folder, make_splits)
+            return report
+        builders.counter = stop_midway
+        builders.prepare(folder, make_splits, {})
     """
     with start(folder, code, subprocess_env) as process:
         while not (folder / "midway").exists():
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    assert list(folder.rglob("*incomplete*")), "it was not midway"
+    assert list(folder.rglob("*-test.array_record*")), "it was not midway"
     assert not builders.is_prepared(folder)
-    builders.prepare(folder, make_splits)
-    assert not list(folder.rglob("*incomplete*"))
+    builders.prepare(folder, make_splits, {})
     builders.load(folder)
 
 
@@ -148,7 +161,7 @@ def test_a_full_disk_is_one_line(tmp_path, subprocess_env):
         import resource
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
         try:
-            builders.prepare(folder, make_splits)
+            builders.prepare(folder, make_splits, {})
         except builders.UserError as error:
             print(error)
     """
@@ -159,13 +172,42 @@ def test_a_full_disk_is_one_line(tmp_path, subprocess_env):
     assert not builders.is_prepared(folder)
 
 
+PEAK = """
+    (line,) = [line for line in open("/proc/self/status") if "VmHWM" in line]
+    print(int(line.split()[1]) // 1_024)  # MiB; getrusage counts the parent's
+"""
+
+
+@pytest.mark.slow
+def test_a_big_set_is_in_memory_once(tmp_path, subprocess_env):
+    folder, n_rows, width = tmp_path / "rows", 36_000, 128**2  # 562 MB
+    pixels = np.lib.format.open_memmap(
+        tmp_path / "pixels.npy", "w+", np.uint8, (n_rows, width)
+    )
+    pixels[:, ::7] = 200
+    del pixels
+    prepare = f"""
+        import numpy as np
+        from experiments.data.rows import Rows
+        def make():
+            pixels = np.load({str(tmp_path / "pixels.npy")!r}, mmap_mode="r")
+            return {{"images": Rows.table(pixels, np.zeros(len(pixels), np.uint8))}}
+        builders.prepare(folder, make, {{}})
+    """
+    for code in (prepare, "builders.load(folder)"):
+        code = textwrap.dedent(code) + textwrap.dedent(PEAK)
+        with start(folder, code, subprocess_env) as process:
+            output, _ = process.communicate()
+        assert int(output) < n_rows * width / 2**20 + 300
+
+
 def test_of_several_processes_one_prepares(tmp_path, subprocess_env):
     code = """
         def make():
             print("made", flush=True)
             time.sleep(1)
             return make_splits()
-        builders.prepare(folder, make)
+        builders.prepare(folder, make, {})
         builders.load(folder)
     """
     processes = [start(tmp_path / "rows", code, subprocess_env) for _ in range(2)]

@@ -97,7 +97,7 @@ def test_loss(task):
 
 
 def test_provenance_and_reference_points(task, cache_dir):
-    assert task.provenance == "stand-in"
+    assert (task.name, task.provenance) == ("listops_tiny", "stand-in")
     test = task.batch("test", np.arange(50))["label"]
     assert task.reference_points["majority class"] == np.bincount(test).max() / 50
     assert task.reference_points["one nested level"] == 0.53
@@ -108,7 +108,7 @@ def test_provenance_and_reference_points(task, cache_dir):
 def test_the_official_settings_are_regenerated(monkeypatch, tmp_path):
     drawn = {}
 
-    def prepare(folder, make):
+    def prepare(folder, make, about):
         drawn["folder"] = folder
 
     def load(folder):
@@ -125,11 +125,14 @@ def test_the_official_settings_are_regenerated(monkeypatch, tmp_path):
         "max_depth": 10,
         "max_args": 10,
     }
-    for changes, provenance in (({}, "regenerated"), ({"test_size": 1}, "stand-in")):
+    for changes, name, provenance in (
+        ({}, "listops", "regenerated"),
+        ({"test_size": 1}, "listops_tiny", "stand-in"),
+    ):
         task = ListOps.__new__(ListOps)
         with pytest.raises(UserError, match="far enough"):
             make(tmp_path, task.__init__, **official | changes)
-        assert task.provenance == provenance
+        assert (task.name, task.provenance) == (name, provenance)
     assert drawn["folder"].parent == tmp_path / "listops"
 
 

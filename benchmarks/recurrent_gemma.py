@@ -18,7 +18,7 @@ from flax import nnx
 from benchmarks.decoding import decoder
 from benchmarks.griffin import tokens_of, without_scan
 from benchmarks.harness import at_least, check_close, interleaved, table
-from benchmarks.train_step import Contender, compile_seconds, stepper
+from benchmarks.train_step import Contender, compile_step, stepper
 from ssm import LanguageModel, pretrained
 from ssm.models import griffin
 
@@ -124,7 +124,9 @@ def run(checkout: Path | None) -> str:
         models["recurrentgemma"] = Contender(peer.params, inputs, peer.apply)
         decoders["recurrentgemma"] = peer.decoder(prompt)
         _check_same(models, decoders, labels, new)
-    compiled = {name: compile_seconds(model, labels) for name, model in models.items()}
+    compiled = {
+        name: compile_step(model, labels).seconds for name, model in models.items()
+    }
     steppers = {name: stepper(model, labels) for name, model in models.items()}
     steppers["no scan"] = stepper(models["ours"], labels)
     with mock.patch("ssm.ops.rg_lru_scan", without_scan):

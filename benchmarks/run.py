@@ -22,6 +22,7 @@ from benchmarks import (
     linear_attention,
     listops,
     ops,
+    pathfinder,
     recurrent_gemma,
     runner,
     state_spaces,
@@ -55,6 +56,7 @@ def main() -> None:
         "state_spaces": state_spaces.run,
         "runner": runner.run,
         "listops": listops.run,
+        "pathfinder": pathfinder.run,
         "import_cost": import_cost.run,
     }
     if unknown := set(options.names) - set(benchmarks):

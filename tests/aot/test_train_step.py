@@ -12,7 +12,8 @@ INSTALLED = {
     "aot_tpu": importlib.util.find_spec("libtpu") is not None,
     "aot_gpu": gpu.is_installed(),
 }
-MEMORY = {"v5e:4x4": 16e9, "v5p:2x2x2": 95e9}  # bytes of a device
+# Bytes of a device.
+MEMORY = {"v5e:2x2": 16e9, "v5e:4x4": 16e9, "v5p:2x2x2": 95e9, "h100": 80e9}
 
 
 def targets(step):
@@ -103,6 +104,39 @@ def test_state_spaces_run_the_kernels(step, topology):
     # Gradients are added up, and parameters at most gathered: no activations.
     for elements in report["largest_exchange"].values():
         assert elements <= 1.01 * report["parameters"]
+
+
+# Scans forwards and backwards in time: in the forward pass, made again in the backward
+# pass, and their gradients; one layer's, which all are compiled from. Over time, and on
+# a GPU with few channels, each is cut, and a kernel finds the states at the cuts.
+PATHX = {
+    ("pathx lru", "v5e:2x2"): 6,
+    ("pathx lru", "h100"): 6,
+    ("pathx s5", "v5e:2x2"): 6,
+    ("pathx s5", "h100"): 12,
+    ("pathx lru, over time", "v5e:2x2"): 12,
+    ("pathx lru, over time", "h100"): 12,
+    ("pathx s5, over time", "v5e:2x2"): 12,
+    ("pathx s5, over time", "h100"): 18,
+}
+
+
+@pytest.mark.parametrize(
+    ("step", "topology"),
+    [
+        pytest.param(step, *target.values, marks=target.marks)
+        for step in dict.fromkeys(step for step, _ in PATHX)
+        for target in targets(step)
+    ],
+)
+def test_pathx_fits_the_memory(step, topology):
+    """32 sequences of 16,384 steps on a device; over time, as many on all of them."""
+    report = train_step.report(step, topology)
+    assert report["kernels"] == PATHX[step, topology]
+    assert report["moved"] == []
+    # States at the cuts and gradients: one activation of a device is 2**24 elements.
+    assert max(report["largest_exchange"].values()) < 2**18
+    assert sum(report["bytes_per_device"].values()) < MEMORY[topology] / 1.5
 
 
 @pytest.mark.parametrize("topology", list(targets("recurrent_gemma_2b")))

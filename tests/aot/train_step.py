@@ -6,7 +6,8 @@ The steps are those of the experiment runner: `lru`, a language model whose batc
 sharded over `data`, parameters over `fsdp` as well, and sequences over `time`;
 `griffin`, `hgrn`, `hgrn2`, `transnormer` and `minimax`, the tiny ones of
 configs/lm/bytes.py, the last two also with the kernel that a GPU runs by name alone;
-`s5` and `liquid_s4`, those of configs/copying/delayed.py;
+`s5` and `liquid_s4`, those of configs/copying/delayed.py; `pathx lru` and `pathx s5`,
+of Long Range Arena;
 `recurrent_gemma_2b`, at its full size, on sequences of 2048 tokens, one a device, in
 bfloat16 with parameters and moments in float32. TOPOLOGY is one that the step names in
 STEPS; the compiler of its platform must be installed.
@@ -108,6 +109,23 @@ STEPS = {
         {},
         {"v5e:2x2": {"data": 4}, "h100": {"data": 4}},
     ),
+    # Path-X, 32 sequences of 16,384 pixels a device or, cut over time, in all.
+    **{
+        f"pathx {family}": Step(
+            f"configs/lra/pathx.py:{family}",
+            {"task.n_images": 100, "train.batch_size": 128},
+            {"v5e:2x2": {"data": 4}, "h100": {"data": 4}},
+        )
+        for family in ("lru", "s5")
+    },
+    **{
+        f"pathx {family}, over time": Step(
+            f"configs/lra/pathx.py:{family}",
+            {"task.n_images": 100, "train.batch_size": 32},
+            {"v5e:2x2": {"time": 4}, "h100": {"time": 4}},
+        )
+        for family in ("lru", "s5")
+    },
     "transnormer, by name": Step(
         "configs/lm/bytes.py:transnormer,tiny",
         {"model.d_model": 256, "model.mixer.turned": False} | BY_NAME,

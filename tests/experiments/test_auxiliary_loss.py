@@ -10,6 +10,7 @@ from experiments import builders, config, distributed, evaluate, program
 from ssm.layers import MixtureOfExperts, auxiliary_loss
 from tests.experiments import fake
 from tests.experiments.conftest import CONFIG
+from tests.pairwise import mostly_slow
 
 WEIGHT = 0.3
 
@@ -64,7 +65,7 @@ def by_hand(built, batch):
     return mean, added, norms
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", mostly_slow([1, 2], 2))
 def test_the_gradient_is_that_of_the_sum(build, accumulate):
     """Once each, however the batch is cut; here into halves that are alike."""
     built = build(f"--config.train.accumulate_steps={accumulate}")

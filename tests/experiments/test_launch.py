@@ -20,6 +20,13 @@ from tests.experiments.conftest import CONFIG, ROOT
 LAUNCH = ROOT / "experiments/launch"
 SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
+# Runs a script. A job in the background ignores Control-C, and bash would keep it so.
+HEARS_CONTROL_C = """\
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp("bash", ["bash", *sys.argv[1:]])
+"""
+
 # Ends with the next code of $NAME_CODES, and 0 after them; `describe` prints the next
 # of $STATES.
 STUB = """\
@@ -195,7 +202,10 @@ def test_skypilot_hands_the_command_to_its_nodes(launch, called, tmp_path):
 REMOTE = """\
 #!/bin/bash
 printf '%q ' "$@" > "$LOG/host.$BASHPID.tmp"; mv "$LOG/host.$BASHPID.tmp" "$LOG/host.$$"
-[[ "$*" != *process_id=1*--fail* ]] || exit 3
+if [[ "$*" == *process_id=1*--fail* ]]; then
+  until [[ $(compgen -G "$LOG/host.*[0-9]" | wc -l) -eq 2 ]]; do sleep 0.01; done
+  exit 3
+fi
 [[ "$*" != *--finish* ]] || exit 0
 trap 'kill $!; exit 75' TERM
 sleep 60 & wait
@@ -212,11 +222,10 @@ def hosts(launch, tmp_path):
     started = []
 
     def start(*flags: str) -> subprocess.Popen:
-        # Of a job in the background Control-C is ignored, and bash keeps it so.
+        command = [LAUNCH / "ssh.sh", "me@one,two", *COMMAND, *flags]
         process = subprocess.Popen(
-            ["bash", LAUNCH / "ssh.sh", "me@one,two", *COMMAND, *flags],
+            [sys.executable, "-c", HEARS_CONTROL_C, *command],
             env=launch.env | {"REMOTE": str(tmp_path)},
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         started.append(process)
         return process

@@ -10,6 +10,7 @@ import pytest
 from experiments import builders, checkpoint, distributed, train
 from experiments.workdir import Workdir
 from tests.experiments.conftest import logged
+from tests.pairwise import mostly_slow
 
 
 def stop_after(monkeypatch, step: int) -> None:
@@ -91,7 +92,7 @@ def test_a_finished_run_prints_its_result_again_and_is_not_touched(
     assert (finished / "result.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("step", [1, 7, 10, 39, 40])
+@pytest.mark.parametrize("step", mostly_slow([1, 7, 10, 39, 40], 1, 10))
 def test_a_run_stopped_at_any_step_ends_the_same(
     step, finished, run, tmp_path, monkeypatch
 ):

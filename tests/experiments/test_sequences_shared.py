@@ -34,6 +34,7 @@ def two_updates(built):
     return jax.device_get(state["params"]), packed.fetch()["sums"]
 
 
+@pytest.mark.slow
 def test_the_same_updates():
     # Of the sums of float32 that change their order the worst is in Adam: an update of
     # a parameter whose gradient is nearly zero.

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from ssm.layers import S4, S4D, S5, LiquidS4
+from tests.pairwise import mostly_slow
 from tests.ssm import law
 
 WIDTH, STATE, TIME = 3, 6, 9
@@ -68,7 +69,14 @@ def started(module):
     return jax.tree.unflatten(tree, draw)
 
 
-SLOW = {"S4D, bilinear", "LiquidS4, none", "LiquidS4, pb", "LiquidS4, pb, all"}
+SLOW = {
+    "S4, longer than l_max",
+    "S4D, bilinear",
+    "LiquidS4, none",
+    "LiquidS4, kb",
+    "LiquidS4, pb",
+    "LiquidS4, pb, all",
+}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,7 @@ def test_convolution_is_recurrence(name):
     law.same(law.value_and_gradients(whole, LAYERS[name](None), x), want, TOLERANCE)
 
 
-@pytest.mark.parametrize("name", TWO_WAY)
+@pytest.mark.parametrize("name", mostly_slow(TWO_WAY, "S4D", "S5", "LiquidS4, pb"))
 def test_two_way_convolution_is_recurrence(name):
     def whole(module, x):
         return module(x)[0]

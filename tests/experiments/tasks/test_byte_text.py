@@ -12,6 +12,7 @@ from configs.lm import bytes as lm_bytes
 from experiments import builders
 from experiments.data import text
 from experiments.tasks.byte_text import START, ByteText
+from tests.pairwise import mostly_slow
 from tests.ssm import law
 
 
@@ -105,20 +106,15 @@ def test_the_loss_is_that_of_the_bytes_alone(folder):
     assert of.loss(uniform, halved)[1] == weight - first
 
 
-@pytest.mark.parametrize("separate", [True, False])
+APART = [(family, separate) for family in lm_bytes.MODELS for separate in (True, False)]
+
+
 @pytest.mark.parametrize(
-    "family",
-    [
-        "griffin",
-        "transformer",
-        *(
-            pytest.param(family, marks=pytest.mark.slow)
-            for family in lm_bytes.MODELS
-            if family not in ("griffin", "transformer")
-        ),
-    ],
+    "case",
+    mostly_slow(APART, ("griffin", True), ("griffin", False), ("transformer", True)),
 )
-def test_documents_apart_have_no_gradient_between_them(family, separate, tmp_path):
+def test_documents_apart_have_no_gradient_between_them(case, tmp_path):
+    family, separate = case
     """Of the loss of one in the embedding of the only byte of the one before."""
     for name in range(40):  # enough to have some in every split
         (tmp_path / f"{name}.txt").write_text("ab" * 30)

@@ -15,6 +15,7 @@ from ssm.blocks import S4Block
 from ssm.models import Stack, hgrn
 from ssm.models.stack import Coupled
 from tests import golden
+from tests.pairwise import mostly_slow
 from tests.ssm.filling import wave
 from tests.ssm.law import QUICK_COMPILE
 from tests.ssm.published import close
@@ -213,6 +214,7 @@ def stacked(model):
     return params
 
 
+@pytest.mark.slow  # quick for other models
 def test_scan_and_remat_change_no_number():
     tokens = jax.random.randint(jax.random.key(0), (2, 6), 0, 11)
     reset = jnp.zeros((2, 6), bool).at[0, 3].set(True)
@@ -254,7 +256,7 @@ def test_padding_leaves_no_trace(name):
     np.testing.assert_allclose(carry[:, 1:], after, atol=1e-5)
 
 
-@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("bidirectional", mostly_slow([False, True], True))
 def test_classifier(bidirectional):
     """The same blocks over padded sequences; and around another kind of block."""
     size = hgrn.TINY

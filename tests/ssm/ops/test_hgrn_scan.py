@@ -350,7 +350,7 @@ def test_on_an_ambient_mesh(axes):
         same(gradients(None, *arguments), want)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", mostly_slow(IMPLEMENTATIONS, "loop"))
 @pytest.mark.parametrize("reverse", [False, True])
 def test_whole_is_chunks_is_steps(implementation, reverse):
     x, f, bound, theta, h0 = inputs(time=11)
@@ -397,7 +397,7 @@ def test_no_step_and_one_step(time, dtype, turned):
     np.testing.assert_allclose(last, np.full((2, 3), want), rtol=0, atol=4e-7)
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", mostly_slow(IMPLEMENTATIONS, "loop"))
 def test_extreme_gates_stay_finite(implementation):
     """Gates that are open or shut up to rounding, and far beyond it."""
     f = jnp.broadcast_to(jnp.array([30.0, 90.0, -30.0, -90.0]), (1, 300, 4))

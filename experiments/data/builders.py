@@ -69,8 +69,8 @@ def remove(folder: Path) -> None:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether `load` has something to read."""
-    return (folder / _MANIFEST).is_file()
+    """Whether `load` has something to read, in the form that it reads."""
+    return (folder / _MANIFEST).is_file() and _dataset(folder).is_dir()
 
 
 def manifest(folder: Path) -> dict[str, Any]:

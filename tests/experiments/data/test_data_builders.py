@@ -214,3 +214,10 @@ def test_of_several_processes_one_prepares(tmp_path, subprocess_env):
     output = [process.communicate()[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert sorted(output) == ["", "made\n"]
+
+
+def test_rows_of_an_older_form_are_made_again(prepared, monkeypatch):
+    monkeypatch.setattr(builders, "_VERSION", "99.0.0")
+    builders.prepare(prepared, make_splits, {})
+    builders.load(prepared)
+    assert [path.name for path in (prepared / "rows").iterdir()] == ["99.0.0"]

@@ -27,7 +27,7 @@ with its number of steps: `hawk`, `griffin` (attention over 257 pixels), `hgrn2`
 `transnormer` (lightning attention); `transformer` looks both ways.
 
 `tiny` is `digits`, a stand-in: 8 x 8 handwritten digits, a small model that looks both
-ways, half a minute on two cores.
+ways. Measured: `lru,tiny` 97.8 % (seed 0) in 41 s on two cores.
 
 None of the full size was trained: the images were not at hand.
 """

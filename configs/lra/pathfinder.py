@@ -25,7 +25,10 @@ Without published settings, of the LRU's size and with its number of steps: `haw
 `transformer`, all both ways.
 
 `tiny` is `pathfinder32_gen`, a stand-in: 20,000 images with contours of 6 dashes, a
-small model that looks both ways, minutes on two cores.
+small model that looks both ways. Measured: `lru,tiny` is at chance (50.5 %, seed 0)
+after its five minutes on two cores.
+
+None of the full size was trained.
 """
 
 from ml_collections import ConfigDict

@@ -24,7 +24,8 @@ Without published settings, of the LRU's size and with its number of steps: `haw
 `transformer`, all both ways.
 
 `tiny` is `pathfinder64_gen`, a stand-in: 4,096 steps, contours of 6 dashes, a small
-model that looks both ways, minutes on two cores.
+model that looks both ways. Measured: `lru,tiny` is at chance (51.0 %, seed 0) after its
+minute on two cores.
 
 None of the full size was trained to its end.
 """

@@ -25,7 +25,8 @@ Without published settings, of the LRU's size and with its number of steps: `haw
 look back only, `transformer` both ways.
 
 `tiny` is `stdlib_pairs`, a stand-in: are two windows of Python's standard library from
-the same file? A small model that looks both ways, minutes on two cores.
+the same file? A small model that looks both ways. Measured: `lru,tiny` 62.0 % (seed 0)
+in two minutes on two cores, Python 3.11.
 
 None of the full size was trained: the papers were not at hand.
 """
